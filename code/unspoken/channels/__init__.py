@@ -1,0 +1,18 @@
+"""Ways of handing over: each turns what one agent has read into what another starts from."""
+
+from __future__ import annotations
+
+from unspoken.registry import Registry
+
+CHANNELS = Registry(
+    "channel",
+    "unspoken.channels",
+    {
+        "none": "unspoken.channels.text:Nothing",
+        "full-text": "unspoken.channels.text:FullText",
+        "text": "unspoken.channels.text:Text",
+        "text-asked": "unspoken.channels.text:TextAsked",
+        "kv": "unspoken.channels.kv:Insert",
+        "kv-continue": "unspoken.channels.kv:Continue",
+    },
+)

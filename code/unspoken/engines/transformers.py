@@ -1,0 +1,302 @@
+"""The transformers engine: the one module that knows transformers' cache classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unspoken.cache import DTYPES, KVCache, KVLayer
+from unspoken.engines import chat
+from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
+from unspoken.engines.describe import describe
+from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
+from unspoken.errors import ContextOverflow, IncompatibleCache, ModelNotFound, UsageError
+from unspoken.manifest import Step, require_compatible
+from unspoken.spec import ModelSpec
+
+# Prompts are read in chunks, so that a mask is [512, columns] and never [columns, columns].
+CHUNK = 512
+# Turns of one packed row: more of them make each decoding step cheaper and the shared attention dearer.
+PACK = 24
+
+
+class TransformersEngine:
+    """A causal language model of transformers, with its tokenizer.
+
+    Args:
+        model: The model, in evaluation mode, on one device.
+        tokenizer: Its tokenizer.
+        name: For display; by default the model's own.
+
+    Raises:
+        UnsupportedModel: If a cache of this kind of model cannot be moved.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str | None = None) -> None:
+        import transformers
+
+        self._model: Any = model.eval()
+        self._tokenizer = tokenizer
+        self._template = chat.rendered(tokenizer)
+        self._spec = describe(model, tokenizer, self._template, name or str(self._model.config.name_or_path))
+        self._device = next(model.parameters()).device
+        self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
+        self._frames: dict[str, Frame] = {}
+        self.dtype = str(self._dtype).removeprefix("torch.")
+        self.version = f"{transformers.__version__}, torch {torch.__version__}"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, as far as a cache depends on it."""
+        return self._spec
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text, with no special tokens added."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def frame(self, system: str) -> Frame:
+        """Return the model's chat template around a user's words, for a system prompt."""
+        if system not in self._frames:
+            self._frames[system] = chat.cut(self._template, system, self.encode)
+        return self._frames[system]
+
+    def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
+        """Read a prompt and return the cache of `past` and prompt together, kept on the CPU."""
+        inner, first = self._opened(prompt, past, start)
+        self._read(prompt, inner, past, first, keep_logits=1)
+        columns = 0 if past is None else past.columns
+        positions = torch.arange(first, first + len(prompt.token_ids), dtype=torch.int32)
+        if past is not None:
+            positions = torch.cat((past.positions, positions))
+        layers = [
+            KVLayer(index, layer.keys[0].contiguous().cpu(), layer.values[0].contiguous().cpu(), positions)
+            for index, layer in enumerate(inner.layers)
+        ]
+        manifest = None if past is None else past.manifest
+        known = prompt.token_ids if manifest is None else _joined(manifest.token_ids, prompt.token_ids)
+        return KVCache.build(
+            layers,
+            self._spec,
+            spans=(*(manifest.spans if manifest else ()), *(span.shifted(columns) for span in prompt.spans())),
+            token_ids=known,
+            lineage=(*(manifest.lineage if manifest else ()), Step("prefill", {"tokens": len(prompt.token_ids)})),
+            sender=manifest.sender if manifest else None,
+        )
+
+    def logits(
+        self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
+    ) -> Float[Tensor, "seq vocab"]:
+        """Return the float32 logits at every token of a prompt read on top of `past`."""
+        inner, first = self._opened(prompt, past, start)
+        return self._read(prompt, inner, past, first, keep_logits=0)
+
+    def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
+        """Answer several turns, greedily, in packs of at most `PACK`; each sees only its own past and prompt."""
+        if not turns or limits.new_tokens < 1:
+            raise UsageError("There is nothing to answer.", "Give at least one turn and one new token.")
+        packs = [turns[at : at + PACK] for at in range(0, len(turns), PACK)]
+        return tuple(made for pack in packs for made in self._generate_pack(pack, limits))
+
+    @torch.inference_mode()
+    def _generate_pack(self, turns: Sequence[Turn], limits: Limits) -> list[Generation]:
+        began = time.perf_counter()
+        inner, ranges = self._inner([turn.past for turn in turns])
+        rows = [self._row(turn, where, limits) for turn, where in zip(turns, ranges, strict=True)]
+        layout = lay_out(rows, max((where.stop for where in ranges), default=0))
+        reads = [*layout.last, *(at for options in layout.option_columns for option in options for at in option)]
+        logits = self._forward(inner, layout.token_ids, layout.positions, layout.allowed, keep=torch.tensor(reads))
+        logprobs = dict(zip(reads, logits.log_softmax(dim=-1), strict=True))
+        first = [logprobs[at] for at in layout.last]
+        first_token = time.perf_counter()
+        scores = [
+            tuple(
+                option_score(first[i], torch.stack([logprobs[at] for at in columns]) if columns else first[i][:0, None], option)
+                for option, columns in zip(row.options, layout.option_columns[i], strict=True)
+            )
+            for i, row in enumerate(rows)
+        ]
+        tokens = self._decode_greedily(inner, layout, rows, first, limits)
+        share = 1.0 / len(turns)
+        seconds_first, seconds_total = (first_token - began) * share, (time.perf_counter() - began) * share
+        return [
+            Generation(
+                text=_cut_at(self.decode(ids), limits.stop),
+                token_ids=ids,
+                option_logprobs=scores[i],
+                first_logprobs=first[i],
+                seconds_first_token=seconds_first,
+                seconds_total=seconds_total,
+                tokens_prefilled=len(rows[i].token_ids),
+            )
+            for i, ids in enumerate(tokens)
+        ]
+
+    def _decode_greedily(
+        self, inner: Any, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], limits: Limits
+    ) -> list[tuple[int, ...]]:
+        ends = self._end_tokens()
+        tokens = {i: int(logprobs.argmax()) for i, logprobs in enumerate(first)}
+        visible = layout.allowed[list(layout.last)]
+        made: list[list[int]] = [[] for _ in rows]
+        for step in range(limits.new_tokens):
+            tokens = {i: token for i, token in tokens.items() if token not in ends}
+            for i, token in tokens.items():
+                made[i].append(token)
+            tokens = {i: token for i, token in tokens.items() if not self._stopped(made[i], limits)}
+            if not tokens or step == limits.new_tokens - 1:
+                break
+            going = list(tokens)
+            fresh = torch.zeros((len(rows), len(going)), dtype=torch.bool)
+            fresh[going, range(len(going))] = True
+            visible = torch.cat((visible, fresh), dim=1)
+            positions = torch.tensor([rows[i].start + len(rows[i].token_ids) + step for i in going])
+            logits = self._forward(inner, torch.tensor(list(tokens.values())), positions, visible[going], keep=0)
+            tokens = dict(zip(going, logits.argmax(dim=-1).tolist(), strict=True))
+        return [tuple(ids) for ids in made]
+
+    def _stopped(self, token_ids: Sequence[int], limits: Limits) -> bool:
+        return bool(limits.stop) and any(stop in self.decode(token_ids) for stop in limits.stop)
+
+    def _row(self, turn: Turn, past: range, limits: Limits) -> Row:
+        start = 0 if turn.past is None else turn.past.next_position
+        token_ids = turn.prompt.token_ids
+        self._require_room(start + len(token_ids) + limits.new_tokens, token_ids)
+        return Row(past, token_ids, tuple(self.encode(option) for option in turn.options), start)
+
+    def _opened(self, prompt: Prompt, past: KVCache | None, start: int | None) -> tuple[Any, int]:
+        first = start if start is not None else (0 if past is None else past.next_position)
+        self._require_room(first + len(prompt.token_ids), prompt.token_ids)
+        return self._inner([past])[0], first
+
+    @torch.inference_mode()
+    def _read(
+        self, prompt: Prompt, inner: Any, past: KVCache | None, first: int, keep_logits: int
+    ) -> Float[Tensor, "seq vocab"]:
+        ids = prompt.token_ids
+        before = 0 if past is None else past.columns
+        kept = []
+        for at in range(0, len(ids), CHUNK):
+            layout = lay_out([Row(range(before + at), ids[at : at + CHUNK], (), first + at)], before + at)
+            kept.append(self._forward(inner, layout.token_ids, layout.positions, layout.allowed, keep=keep_logits))
+        return torch.cat(kept) if keep_logits == 0 else kept[-1]
+
+    def _forward(
+        self,
+        inner: Any,
+        token_ids: Int[Tensor, " new"],
+        positions: Int[Tensor, " new"],
+        allowed: Bool[Tensor, "new total"],
+        keep: int | Int[Tensor, " kept"],
+    ) -> Float[Tensor, "kept vocab"]:
+        """Return float32 logits at the last `keep` tokens (0: all of them), or at the tokens it lists."""
+        logits: Tensor = self._model(
+            input_ids=token_ids[None].to(self._device),
+            position_ids=positions[None].to(self._device),
+            attention_mask=additive(allowed, self._dtype).to(self._device),
+            past_key_values=inner,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits[0].to("cpu", torch.float32)
+
+    def _end_tokens(self) -> set[int]:
+        configured = getattr(self._model.generation_config, "eos_token_id", None)
+        many = configured if isinstance(configured, list) else [configured]
+        return {int(token) for token in (*many, self._tokenizer.eos_token_id) if token is not None}
+
+    def _require_room(self, positions: int, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise UsageError("The prompt is empty: it has no token.", "Give a text with at least one word.")
+        if positions > self._spec.context:
+            raise ContextOverflow(
+                f"The prompt needs {positions} positions; '{self._spec.name}' was made for {self._spec.context}.",
+                "Shorten the document or the question, or use a model with a longer context.",
+            )
+
+    def _inner(self, pasts: Sequence[KVCache | None]) -> tuple[Any, list[range]]:
+        """Build transformers' cache with the distinct pasts side by side, and say which columns are whose.
+
+        A single past is not copied: transformers' layers make a new tensor at each update.
+        """
+        from transformers import DynamicCache
+
+        ranges: dict[int, range] = {id(None): range(0)}
+        distinct: list[KVCache] = []
+        for past in pasts:
+            if past is not None and id(past) not in ranges:
+                self._require_injectable(past)
+                begin = sum(each.columns for each in distinct)
+                ranges[id(past)] = range(begin, begin + past.columns)
+                distinct.append(past)
+        if not distinct:
+            return DynamicCache(), [range(0) for _ in pasts]
+        data = []
+        for index in range(self._spec.layers):
+            layers = [past.layers[index] for past in distinct]
+            keys = layers[0].keys if len(layers) == 1 else torch.cat([layer.keys for layer in layers], dim=1)
+            values = layers[0].values if len(layers) == 1 else torch.cat([layer.values for layer in layers], dim=1)
+            data.append((keys[None].to(self._device, self._dtype), values[None].to(self._device, self._dtype)))
+        return DynamicCache(data), [ranges[id(past)] for past in pasts]
+
+    def _require_injectable(self, cache: KVCache) -> None:
+        require_compatible(cache.spec, self._spec)
+        info = cache.manifest
+        complete = tuple(layer.index for layer in info.layers) == tuple(range(self._spec.layers))
+        if info.rope != "applied" or not complete or len({layer.columns for layer in info.layers}) != 1:
+            raise IncompatibleCache(
+                f"The cache has RoPE {info.rope} and {len(info.layers)} of {self._spec.layers} layers.",
+                "Apply RoPE and keep the same columns in every layer before injecting it.",
+            )
+
+
+def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -> TransformersEngine:
+    """Load a model folder in Hugging Face's layout.
+
+    Args:
+        folder: Folder with config.json, safetensors weights and a tokenizer.
+        name: For display.
+        dtype: Element type to compute in.
+        device: `cpu`, `cuda`, `mps`; anything but `cpu` is written but untested.
+
+    Raises:
+        ModelNotFound: If the folder cannot be read as a model.
+        UnsupportedModel: If a cache of this kind of model cannot be moved.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from unspoken.engines.describe import refuse_unsupported
+
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        refuse_unsupported(config)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFound(
+            f"The folder {folder} cannot be loaded as a model: {str(error).splitlines()[0]}",
+            "It must hold config.json, *.safetensors and tokenizer files of a causal language model.",
+        ) from error
+    return TransformersEngine(model.to(device), tokenizer, name)
+
+
+def _joined(past_ids: tuple[int, ...] | None, new_ids: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if past_ids is None else (*past_ids, *new_ids)
+
+
+def _cut_at(text: str, stops: Sequence[str]) -> str:
+    found = [text.index(stop) for stop in stops if stop in text]
+    return text[: min(found)] if found else text

@@ -1,0 +1,70 @@
+"""Every error a user can meet, each with a hint what to do.
+
+    UnspokenError
+    ├── UsageError            an argument or a configuration that cannot work
+    ├── ModelNotFound         a model name that leads to no files
+    ├── UnsupportedModel      a kind of model whose cache cannot be moved
+    ├── GateFailed            a model whose cache does not survive the gate
+    ├── IncompatibleCache     a cache made by another model
+    ├── CacheFileError        a file that is no sound cache
+    ├── ContextOverflow       more columns than the model was trained for
+    ├── StorageError          a folder or file that cannot be read or written
+    └── MissingPackage        an optional package that is not installed
+
+`docs/errors.md` has a section for each class.
+"""
+
+from __future__ import annotations
+
+
+class UnspokenError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        problem: What was found and what was expected, one sentence.
+        hint: What the user can do about it, one sentence.
+    """
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.hint}"
+
+
+class UsageError(UnspokenError):
+    """An argument, an option or a configuration that cannot work."""
+
+
+class ModelNotFound(UnspokenError):
+    """A model name that leads to no files on this machine, the hub or PyPI."""
+
+
+class UnsupportedModel(UnspokenError):
+    """A kind of model whose cache cannot be moved, named with the reason."""
+
+
+class GateFailed(UnspokenError):
+    """A model whose cache, moved or split, does not continue as it should."""
+
+
+class IncompatibleCache(UnspokenError):
+    """A cache that another model made, with the list of differences."""
+
+
+class CacheFileError(UnspokenError):
+    """A file that is not a sound cache file; nothing of it was loaded."""
+
+
+class ContextOverflow(UnspokenError):
+    """A prompt that needs more columns than the model has positions for."""
+
+
+class StorageError(UnspokenError):
+    """A file or folder that cannot be read or written."""
+
+
+class MissingPackage(UnspokenError):
+    """An optional package that is needed here and is not installed."""

@@ -1,0 +1,168 @@
+"""Arms: every channel by its name, and the controls that stand in for a cache."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from unspoken.channels.kv import inserted
+from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Request, build_channel, once_per_reading
+from unspoken.engines.protocol import Piece, Prompt
+from unspoken.registry import Registry
+from unspoken.transforms import Transform
+from unspoken.transforms.cast import Cast
+from unspoken.transforms.controls import Noise, Scramble, Zero
+
+CONTROLS = Registry(
+    "control arm",
+    "unspoken.arms",
+    {
+        "kv-deranged": "unspoken.lab.arms:Deranged",
+        "kv-zero": "unspoken.lab.arms:Zeroed",
+        "kv-random": "unspoken.lab.arms:Randomised",
+        "kv-self": "unspoken.lab.arms:SelfMade",
+        "kv-shifted": "unspoken.lab.arms:Shifted",
+    },
+)
+DEFAULT_ARMS = (
+    "none", "full-text", "text@32", "text-asked@32", "text", "kv", "kv-continue",
+    "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted",
+)  # fmt: skip
+WIRE = Cast("bfloat16")
+NEUTRAL = (
+    "This page was left blank on purpose. It has no message for anybody, and nothing on it needs to be kept. "
+    "Lines like these only take up room until something else is put in their place. "
+)
+
+
+class Arm(Protocol):
+    """One condition of an experiment."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Return what the receiver starts from for each request; `donor` names another item's reading."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChannelArm:
+    """A channel, as an arm."""
+
+    channel: Channel
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Hand over as the channel does."""
+        return self.channel.send(requests, receiver)
+
+
+@dataclass(frozen=True)
+class Deranged:
+    """Another item's columns: whatever a cache does by merely being there, without the right content."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Insert the donor's columns, handled exactly as the `kv` arm handles the right ones."""
+        return once_per_reading(
+            requests, lambda readings: [inserted("kv-deranged", donor(each), receiver, WIRE) for each in readings]
+        )
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """As many columns, all zero."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Insert zeros."""
+        return _controlled("kv-zero", requests, receiver, on_wire=lambda _: Zero())
+
+
+@dataclass(frozen=True)
+class Randomised:
+    """As many columns of noise with the right columns' mean and variance per layer and head."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Insert noise, the same for the same source."""
+        return _controlled("kv-random", requests, receiver, on_wire=lambda reading: Noise(_seed(reading)))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The right columns, each key turned to the position of another: must be worse than `kv`."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Insert the right columns with their positions scrambled."""
+        return _controlled("kv-shifted", requests, receiver, in_place=lambda reading: Scramble(_seed(reading)))
+
+
+@dataclass(frozen=True)
+class SelfMade:
+    """The receiver's own columns of a neutral text of the same length."""
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Let the receiver read a text that says nothing."""
+        return once_per_reading(requests, lambda readings: [self._made(each, receiver) for each in readings])
+
+    def _made(self, reading: Reading, receiver: Party) -> Delivery:
+        from unspoken.channels.text import read_tokens
+
+        columns = reading.cache.span("content").columns
+        neutral = receiver.engine.encode(NEUTRAL)
+        repeated = (neutral * (columns // len(neutral) + 1))[:columns]
+        return read_tokens(receiver, Prompt((Piece("content", repeated),)), "kv-self", {}, message="", lossy=True)
+
+
+def build_arm(name: str) -> Arm:
+    """Return the arm of a name: a control, or any channel with its options.
+
+    Raises:
+        UsageError: If there is neither.
+    """
+    if name in CONTROLS.names():
+        arm: Arm = CONTROLS.load(name)()
+        return arm
+    return ChannelArm(build_channel(name))
+
+
+def derangement(lengths: dict[str, int]) -> dict[str, str]:
+    """Pair each source with another of nearly its length; none keeps its own.
+
+    Sources sorted by length take the next one's columns, the last the first's.
+    """
+    order = sorted(lengths, key=lambda source: (lengths[source], source))
+    return {source: order[(at + 1) % len(order)] for at, source in enumerate(order)}
+
+
+def _controlled(
+    name: str,
+    requests: Sequence[Request],
+    receiver: Party,
+    on_wire: Callable[[Reading], Transform] | None = None,
+    in_place: Callable[[Reading], Transform] | None = None,
+) -> tuple[Delivery, ...]:
+    def one(reading: Reading) -> Delivery:
+        changed: Transform = WIRE if on_wire is None else _chain(WIRE, on_wire(reading))
+        return inserted(name, reading, receiver, changed, None if in_place is None else in_place(reading))
+
+    return once_per_reading(requests, lambda readings: [one(reading) for reading in readings])
+
+
+def _chain(first: Transform, second: Transform) -> Transform:
+    return lambda cache: second(first(cache))
+
+
+def _seed(reading: Reading) -> int:
+    return zlib.crc32(reading.source.encode())

@@ -1,0 +1,45 @@
+"""How an answer is judged: exact match, F1 and 'contained', normalised as for SQuAD."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+
+from jaxtyping import Float
+from torch import Tensor
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Lower-case, without punctuation, articles and double spaces (SQuAD, arXiv 1606.05250, evaluation script's rules)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, gold: str) -> bool:
+    """Return whether the normalised texts are the same."""
+    return normalised(answer) == normalised(gold)
+
+
+def contained(answer: str, gold: str) -> bool:
+    """Return whether the gold answer's words occur in the answer, in order and whole."""
+    return f" {normalised(gold)} " in f" {normalised(answer)} "
+
+
+def f1(answer: str, gold: str) -> float:
+    """Return the harmonic mean of word precision and recall (SQuAD, arXiv 1606.05250)."""
+    left, right = normalised(answer).split(), normalised(gold).split()
+    shared = sum((Counter(left) & Counter(right)).values())
+    return 2 * shared / (len(left) + len(right)) if shared else 0.0
+
+
+def chosen(option_logprobs: tuple[float, ...]) -> int:
+    """Return the index of the most probable option; the first of equals."""
+    return max(range(len(option_logprobs)), key=option_logprobs.__getitem__)
+
+
+def kl_divergence(skyline: Float[Tensor, " vocab"], arm: Float[Tensor, " vocab"]) -> float:
+    """Return KL(skyline || arm) of two next-token distributions given as log-probabilities, in nats."""
+    return float((skyline.exp() * (skyline - arm)).sum().clamp(min=0.0))

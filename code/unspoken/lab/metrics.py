@@ -1,0 +1,171 @@
+"""From samples to figures: `metrics.json`, whose keys are stable (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unspoken.lab.experiment import Experiment
+from unspoken.lab.record import Sample
+from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
+
+EQUAL_MARGIN = 0.05
+STAGES = ("capture", "transform", "move", "inject", "first_token", "answer", "total")
+
+
+class Table:
+    """Samples as rows of items by arm, in one order of items for all arms."""
+
+    def __init__(self, samples: Sequence[Sample], arms: Sequence[str], seed: int) -> None:
+        together = [sample for sample in samples if not sample.alone]
+        by_arm = {arm: {each.item: each for each in together if each.arm == arm} for arm in arms}
+        self.items = sorted({sample.item for sample in together})
+        self.rows = {arm: [found[item] for item in self.items] for arm, found in by_arm.items()}
+        self.alone = {arm: [each for each in samples if each.alone and each.arm == arm] for arm in arms}
+        clusters = {sample.item: sample.source for sample in together}
+        self.bootstrap = ClusterBootstrap([clusters[item] for item in self.items], seed)
+
+    def correct(self, arm: str) -> list[bool]:
+        """Right or wrong per item; an item with no answer is wrong."""
+        return [sample.correct for sample in self.rows[arm]]
+
+    def difference(self, left: str, right: str, level: float = 0.95) -> Interval:
+        """Return the paired difference in accuracy of two arms, with its interval."""
+        values = [float(a) - float(b) for a, b in zip(self.correct(left), self.correct(right), strict=True)]
+        return self.bootstrap.interval(values, level)
+
+
+def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every figure of a run; the same samples give the same figures."""
+    table = Table(samples, experiment.arms, experiment.seed)
+    known = set(experiment.arms)
+    compared = {arm: mcnemar(table.correct("kv"), table.correct(arm)) for arm in experiment.arms if arm != "kv"} if "kv" in known else {}
+    result: dict[str, Any] = {
+        "experiment": experiment.name,
+        "pilot": len(table.items) < 620,
+        "items": len(table.items),
+        "sources": len({sample.source for sample in samples}),
+        "model": env.get("model", experiment.model),
+        "engine": experiment.engine,
+        "gate": env.get("gate"),
+        "task": env.get("task"),
+        "arms": {arm: _arm(table, arm) for arm in experiment.arms},
+        "pgr": _pgr(table, experiment.arms),
+        "against_kv": {
+            arm: {**_interval(table.difference("kv", arm)), "p": compared[arm], "p_holm": adjusted}
+            for arm, adjusted in holm(compared).items()
+        },
+    }
+    if {"kv", "kv-deranged"} <= known:
+        result["content_gain"] = {**_interval(table.difference("kv", "kv-deranged")), "p": compared["kv-deranged"]}
+    if {"none", "kv-deranged"} <= known:
+        result["presence_effect"] = _interval(table.difference("kv-deranged", "none"))
+    if {"kv", "full-text"} <= known:
+        result["kv_equals_full_text"] = _equivalence(table, "kv", "full-text")
+    result["claims"] = {arm: _claim(table, arm) for arm in experiment.arms if arm.startswith("text") and "kv" in known}
+    result["alone_agrees"] = _agreement(table)
+    return result
+
+
+def _arm(table: Table, arm: str) -> dict[str, Any]:
+    rows, alone = table.rows[arm], table.alone[arm]
+    accuracy = table.bootstrap.interval([float(each) for each in table.correct(arm)])
+    timed = [sample for sample in alone if sample.error is None]
+    kls = [sample.kl for sample in rows if sample.kl is not None]
+    golds = [sample.gold_logprob for sample in rows if sample.gold_logprob is not None]
+    seconds = {stage: _mean([sample.seconds[stage] for sample in timed]) for stage in STAGES}
+    return {
+        "n": len(rows),
+        "accuracy": accuracy.mean,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "exact": _mean([float(sample.exact) for sample in rows]),
+        "f1": _mean([sample.f1 for sample in rows]),
+        "contained": _mean([float(sample.contained) for sample in rows]),
+        "gold_logprob": _mean(golds),
+        "kl": _mean(kls),
+        "bytes": _mean([float(sample.bytes_moved) for sample in rows]),
+        "tokens_prefilled": _mean([float(sample.tokens_prefilled) for sample in rows]),
+        "tokens_skipped": _mean([float(sample.tokens_skipped) for sample in rows]),
+        "seconds": seconds,
+        "seconds_total": seconds["total"],
+        "seconds_first_token": None if not timed else _mean([_until_first_token(sample) for sample in timed]),
+        "timed_items": len(timed),
+        "failures": sum(sample.error is not None for sample in rows),
+    }
+
+
+def _pgr(table: Table, arms: Sequence[str]) -> dict[str, Any]:
+    """Share of the distance from `none` to `full-text` that an arm covers; undefined where there is none."""
+    if not {"none", "full-text"} <= set(arms):
+        return {}
+    means = {arm: table.bootstrap.means([float(each) for each in table.correct(arm)]) for arm in arms}
+    point = {arm: float(np.mean(table.correct(arm))) for arm in arms}
+    found = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for arm in arms:
+            resampled = (means[arm] - means["none"]) / (means["full-text"] - means["none"])
+            distance = point["full-text"] - point["none"]
+            mean = (point[arm] - point["none"]) / distance if distance else float("nan")
+            found[arm] = _interval(spread(mean, resampled))
+    return found
+
+
+def _equivalence(table: Table, left: str, right: str) -> dict[str, Any]:
+    """Two one-sided tests at 5 %: equal if the 90 % interval of the difference lies within the margin."""
+    inner = table.difference(left, right, level=0.90)
+    within = -EQUAL_MARGIN < inner.low and inner.high < EQUAL_MARGIN
+    return {**_interval(inner), "level": 0.90, "margin": EQUAL_MARGIN, "equal": within}
+
+
+def _claim(table: Table, text: str) -> dict[str, Any]:
+    """The owner's claim against one text arm: accuracy difference, and how many times as long text takes end to end."""
+    gain = table.difference("kv", text)
+    pairs = {sample.item: sample for sample in table.alone["kv"]}
+    ratios = [
+        each.seconds["total"] / pairs[each.item].seconds["total"]
+        for each in table.alone[text]
+        if each.item in pairs and not each.error and not pairs[each.item].error
+    ]
+    return {
+        "accuracy_difference": _interval(gain),
+        "accuracy_holds": gain.low >= 0.08,
+        "time_ratio": _ratio(ratios),
+        "time_holds": bool(ratios) and _ratio(ratios)["low"] >= 2.0,
+        "timed_items": len(ratios),
+    }
+
+
+def _ratio(ratios: Sequence[float]) -> dict[str, float | None]:
+    """Geometric mean of paired ratios with its bootstrap interval."""
+    if not ratios:
+        return {"mean": None, "low": None, "high": None}
+    logs = np.log(ratios)
+    draws = np.random.default_rng(0).choice(logs, size=(2000, len(logs))).mean(axis=1)
+    interval = spread(float(logs.mean()), draws)
+    return {key: float(np.exp(value)) for key, value in _interval(interval).items() if value is not None}
+
+
+def _agreement(table: Table) -> float | None:
+    """Share of the items run alone whose answer is the one they gave in their batch."""
+    pairs = [
+        (sample.answer, next(row.answer for row in table.rows[arm] if row.item == sample.item))
+        for arm, alone in table.alone.items()
+        for sample in alone
+    ]
+    return None if not pairs else _mean([float(left == right) for left, right in pairs])
+
+
+def _until_first_token(sample: Sample) -> float:
+    return sample.seconds["total"] - sample.seconds["answer"]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    found = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {key: value if np.isfinite(value) else None for key, value in found.items()}

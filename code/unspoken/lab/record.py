@@ -1,0 +1,251 @@
+"""The run folder: what is written while an experiment runs, and how a killed run is taken up again.
+
+    results/<experiment>/<UTC time>-<short id>/
+        config.yaml        the experiment as it was run
+        env.json           machine, versions, model, gate, when and how
+        samples.jsonl      one line per item and arm, appended as they are made
+        metrics.json       written last: a folder without it is an unfinished run
+        samples.jsonl.gz   replaces samples.jsonl when the run is finished
+        report.html
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unspoken.errors import StorageError, UsageError
+from unspoken.lab.experiment import Experiment
+from unspoken.spec import fingerprint
+
+PACKAGES = ("unspoken", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "msgspec")
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One item in one arm.
+
+    Attributes:
+        item: The item's id.
+        source: Its source's id: the cluster.
+        arm: The arm's name.
+        alone: Whether it was run by itself, for its time; such samples count in no accuracy.
+        question, gold, answer: Texts.
+        correct: Whether the gold option was the most probable.
+        exact, contained, f1: The generated answer against the gold one.
+        gold_logprob: Log-probability of the gold option.
+        kl: KL from full-text's next-token distribution to this arm's, in nats.
+        bytes_moved, tokens_prefilled, tokens_skipped: Of the delivery.
+        seconds: By stage.
+        message: The text that was sent, if text was.
+        error: Why there is no answer, if there is none; the item then counts as wrong.
+    """
+
+    item: str
+    source: str
+    arm: str
+    alone: bool
+    question: str
+    gold: str
+    answer: str = ""
+    correct: bool = False
+    exact: bool = False
+    contained: bool = False
+    f1: float = 0.0
+    gold_logprob: float | None = None
+    kl: float | None = None
+    bytes_moved: int = 0
+    tokens_prefilled: int = 0
+    tokens_skipped: int = 0
+    seconds: dict[str, float] = {}
+    message: str | None = None
+    error: str | None = None
+
+    @property
+    def cell(self) -> tuple[str, str, bool]:
+        """What is never run twice."""
+        return self.item, self.arm, self.alone
+
+
+class RunFolder:
+    """One run's folder, open for appending."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def open(results: Path, experiment: Experiment, identity: Mapping[str, Any], env: Mapping[str, Any]) -> RunFolder:
+        """Return the unfinished run of the same experiment, or a new one.
+
+        Args:
+            results: The results folder.
+            experiment: As it will be run.
+            identity: What else must be the same to go on with a run: model, code, versions.
+            env: What is recorded about this machine and start.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
+        short = fingerprint(json.dumps([msgspec.to_builtins(experiment), identity], sort_keys=True))[:8]
+        parent = results / experiment.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            unfinished = [each for each in sorted(parent.glob(f"*-{short}")) if not (each / "metrics.json").exists()]
+            folder = RunFolder(unfinished[-1] if unfinished else parent / f"{_utc():%Y%m%dT%H%M%SZ}-{short}")
+            folder.path.mkdir(exist_ok=True)
+            _write(folder.path / "config.yaml", msgspec.yaml.encode(experiment))
+            earlier = folder.env().get("starts", []) if (folder.path / "env.json").exists() else []
+            starts = [*earlier, {"utc": f"{_utc():%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
+            _write_json(folder.path / "env.json", {"run": folder.path.name, **env, "starts": starts})
+        except OSError as error:
+            raise StorageError(
+                f"The results folder {parent} cannot be written: {error.strerror}.", "Choose another with --results."
+            ) from error
+        return folder
+
+    def env(self) -> dict[str, Any]:
+        """Return what was recorded about machine and start."""
+        found: dict[str, Any] = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        return found
+
+    def experiment(self) -> Experiment:
+        """Return the experiment as it was run."""
+        return msgspec.yaml.decode((self.path / "config.yaml").read_bytes(), type=Experiment)
+
+    def samples(self) -> list[Sample]:
+        """Return every sample so far.
+
+        A line that a kill cut short is dropped from the file: its cell will be run again.
+        """
+        packed = self.path / "samples.jsonl.gz"
+        if packed.exists():
+            return _decoded(gzip.decompress(packed.read_bytes()).splitlines())
+        loose = self.path / "samples.jsonl"
+        if not loose.exists():
+            return []
+        data = loose.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            _write(loose, whole)
+        return _decoded(whole.splitlines())
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Add samples in one write."""
+        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
+        with open(self.path / "samples.jsonl", "ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, samples: Iterable[Sample], metrics: Mapping[str, Any], report: str) -> None:
+        """Write samples, report and, last, the metrics that mark the run as finished."""
+        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
+        _write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
+        _write(self.path / "report.html", report.encode())
+        _write_json(self.path / "metrics.json", metrics)
+        (self.path / "samples.jsonl").unlink(missing_ok=True)
+
+
+def open_finished(path: Path) -> RunFolder:
+    """Return the run folder at a path, for reading.
+
+    Raises:
+        UsageError: If there is no run in it.
+    """
+    folder = RunFolder(path)
+    if not all((path / name).exists() for name in ("config.yaml", "env.json")):
+        raise UsageError(f"{path} is no run folder: it lacks config.yaml or env.json.", "Give a folder below results/.")
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine: processor, cores, memory, GPU; nothing that names it or its user."""
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Return the installed versions of what computes a result."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def revision() -> dict[str, str]:
+    """Return the commit of the code and a hash of what differs from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parent
+    watched = [f":/{name}" for name in ("code", "pyproject.toml", "constraints.txt")]
+    commit = _git(root, "rev-parse", "HEAD").strip()
+    dirty = _git(root, "diff", "HEAD", "--", *watched)
+    return {"commit": commit, "dirty_diff": hashlib.sha256(dirty.encode()).hexdigest()[:16] if dirty else ""}
+
+
+def command_line() -> str:
+    """Return the command as the user typed it, without the folder the program lies in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _git(root: Path, *args: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    except FileNotFoundError:  # No git: an installed package has no commit to tell.
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _memory_bytes() -> int | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _decoded(lines: Iterable[bytes]) -> list[Sample]:
+    return [msgspec.json.decode(line, type=Sample) for line in lines]
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: a kill leaves the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)

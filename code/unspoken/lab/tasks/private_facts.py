@@ -1,0 +1,123 @@
+"""Facts nobody can know: random pairs of a place and a value, in prose.
+
+The sender reads six facts of three kinds, two of each (who runs the old mill, who runs the iron bridge, on
+which day ...), between sentences that say nothing. The receiver is asked for one of them and has six options
+of the right kind: the right value, the other value of that kind in the source, and four that are not in it.
+Knowing which values occur thus gets one in two; telling the two apart needs the binding. Pairs are drawn at
+random, so no training set contains them; without the source, chance is one in six.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from unspoken.lab.tasks.protocol import Item, Source
+
+
+class Kind(NamedTuple):
+    """One kind of fact: how it is stated, asked and answered, and the values it can take."""
+
+    statement: str
+    question: str
+    stem: str
+    values: tuple[str, ...]
+
+
+# Values are common words, one token each in the vocabularies we looked at, so that no option is favoured by length.
+KINDS = (
+    Kind(
+        "The {place} is run by {value}.",
+        "Who runs the {place}?",
+        "The {place} is run by",
+        tuple("Alice Anna Arthur Ben Carl Charles Daniel David Edward Emily Frank George Henry Jack James Jane Maria Mary "
+              "Paul Peter Robert Sarah Simon Thomas William".split()),
+    ),
+    Kind(
+        "The {place} is painted {value}.",
+        "What colour is the {place} painted?",
+        "The {place} is painted",
+        tuple("red blue green yellow purple orange brown pink white black".split()),
+    ),
+    Kind(
+        "The {place} is closed on {value}.",
+        "On which day is the {place} closed?",
+        "The {place} is closed on",
+        tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
+    ),
+    Kind(
+        "The {place} is home to a {value}.",
+        "Which animal lives at the {place}?",
+        "The {place} is home to a",
+        tuple("horse dog cat goat fox bear wolf duck pig cow rabbit lion tiger monkey".split()),
+    ),
+    Kind(
+        "The {place} sells {value}.",
+        "What does the {place} sell?",
+        "The {place} sells",
+        tuple("bread honey tea coffee fish rice sugar milk cheese salt wine corn silk wool paper glass".split()),
+    ),
+    Kind(
+        "The {place} gets its mail from {value}.",
+        "From which city does the {place} get its mail?",
+        "The {place} gets its mail from",
+        tuple("Paris London Berlin Rome Madrid Vienna Tokyo Moscow Boston Chicago Cairo Delhi Sydney Toronto".split()),
+    ),
+)  # fmt: skip
+ADJECTIVES = tuple(
+    "northern southern eastern western old new upper lower little grand royal hidden quiet stone wooden iron".split()
+)
+PLACES = tuple(
+    "station mill harbour library bakery lighthouse museum school garden theatre hospital bridge tower market chapel "
+    "factory farm inn brewery archive observatory workshop quarry ferry".split()
+)
+FILLERS = (
+    "It was a calm week in the district.",
+    "The roads were dry and most visitors came on foot.",
+    "Several letters arrived late because of the storm.",
+    "The council will meet again after the harvest.",
+    "Nobody complained about the new opening hours.",
+    "A short inspection found everything in order.",
+    "The budget for next year is still open.",
+    "Repairs were finished earlier than planned.",
+)
+KINDS_PER_SOURCE, FACTS_PER_KIND, OPTIONS, FILLERS_PER_SOURCE = 3, 2, 6, 3
+FACTS = KINDS_PER_SOURCE * FACTS_PER_KIND
+
+
+@dataclass(frozen=True)
+class PrivateFacts:
+    """Six facts a source, six questions a source, chance one in six."""
+
+    name: str = "private-facts"
+    version: str = "1"
+
+    def sources(self, items: int, seed: int) -> tuple[Source, ...]:
+        """Return enough sources for so many items; each depends on seed and number alone."""
+        return tuple(_source(seed, number) for number in range(-(-items // FACTS)))
+
+
+def _source(seed: int, number: int) -> Source:
+    draw = random.Random(f"private-facts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
+    kinds = draw.sample(KINDS, KINDS_PER_SOURCE)
+    adjectives, nouns = draw.sample(ADJECTIVES, FACTS), draw.sample(PLACES, FACTS)
+    places = [f"{adjective} {noun}" for adjective, noun in zip(adjectives, nouns, strict=True)]
+    facts: list[tuple[str, Item]] = []
+    for at, kind in enumerate(kinds):
+        values = draw.sample(kind.values, OPTIONS)
+        for fact in range(FACTS_PER_KIND):
+            place = places[at * FACTS_PER_KIND + fact]
+            item = Item(
+                id=f"{number:04d}-{at * FACTS_PER_KIND + fact}",
+                question=kind.question.format(place=place),
+                gold=values[fact],
+                options=tuple(sorted(values)),
+                stem=kind.stem.format(place=place),
+            )
+            facts.append((kind.statement.format(place=place, value=values[fact]), item))
+    draw.shuffle(facts)
+    sentences = [statement for statement, _ in facts]
+    for at, filler in enumerate(draw.sample(FILLERS, FILLERS_PER_SOURCE)):
+        sentences.insert(3 * at, filler)
+    return Source(f"{number:04d}", " ".join(sentences), tuple(item for _, item in facts))
