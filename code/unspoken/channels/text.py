@@ -20,7 +20,7 @@ from unspoken.engines.protocol import Generation, Limits, Piece, Prompt, Turn
 from unspoken.errors import UsageError
 
 # A message with no cap still has to end: long enough for any source the tasks use, far from the context's end.
-UNCAPPED_TOKENS = 256
+UNCAPPED_TOKENS = 192
 WRITE = (
     "\n\nA colleague who has not seen this text will be asked about it and can read only your message. "
     "Write down every fact it states, briefly, with all names."

@@ -13,7 +13,7 @@ from unspoken.engines.protocol import Piece, Prompt
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
 from unspoken.transforms.cast import Cast
-from unspoken.transforms.controls import Noise, Scramble, Zero
+from unspoken.transforms.controls import Displace, Noise, Zero
 
 CONTROLS = Registry(
     "control arm",
@@ -31,6 +31,7 @@ DEFAULT_ARMS = (
     "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted",
 )  # fmt: skip
 WIRE = Cast("bfloat16")
+DISPLACED_BY = 1024
 NEUTRAL = (
     "This page was left blank on purpose. It has no message for anybody, and nothing on it needs to be kept. "
     "Lines like these only take up room until something else is put in their place. "
@@ -97,13 +98,13 @@ class Randomised:
 
 @dataclass(frozen=True)
 class Shifted:
-    """The right columns, each key turned to the position of another: must be worse than `kv`."""
+    """The right columns with their keys turned to positions far off: must be worse than `kv`."""
 
     def deliver(
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
-        """Insert the right columns with their positions scrambled."""
-        return _controlled("kv-shifted", requests, receiver, in_place=lambda reading: Scramble(_seed(reading)))
+        """Insert the right columns, displaced."""
+        return _controlled("kv-shifted", requests, receiver, in_place=lambda _: Displace(DISPLACED_BY))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import msgspec
 from unspoken.errors import StorageError, UsageError
 from unspoken.lab.arms import DEFAULT_ARMS
 
-PILOT_ITEMS, FULL_ITEMS = 60, 624
+PILOT_ITEMS, FULL_ITEMS = 48, 624
 # 620 paired items find a difference of 5 points with 80 % power (arXiv 2607.26773); fewer are a pilot.
 POWERED_ITEMS = 620
 
@@ -44,7 +44,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sender: str = "lyra"
     receiver: str = "vera"
     answer_tokens: int = 6
-    timed_items: int = 3
+    timed_items: int = 2
     batch_sources: int = 8
 
     def __post_init__(self) -> None:

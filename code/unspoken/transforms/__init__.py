@@ -17,7 +17,7 @@ TRANSFORMS = Registry(
         "cast": "unspoken.transforms.cast:Cast",
         "control.zero": "unspoken.transforms.controls:Zero",
         "control.noise": "unspoken.transforms.controls:Noise",
-        "control.scramble": "unspoken.transforms.controls:Scramble",
+        "control.displace": "unspoken.transforms.controls:Displace",
     },
 )
 
