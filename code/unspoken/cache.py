@@ -194,6 +194,17 @@ class KVCache:
             )
             for mine, other in zip(self.layers, later.layers, strict=True)
         ]
+        return self.followed_by(later, layers, theirs.lineage)
+
+    def followed_by(self, later: KVCache, layers: Sequence[KVLayer], lineage: Sequence[Step]) -> KVCache:
+        """Return layers that hold this cache's columns and then another's, described as such.
+
+        Args:
+            later: The cache whose columns come second; its spans, tokens and sender are taken over.
+            layers: The joined layers.
+            lineage: What was done to the second cache before it was joined.
+        """
+        ours, theirs = self.manifest, later.manifest
         both_known = ours.token_ids is not None and theirs.token_ids is not None
         return KVCache.build(
             layers,
@@ -201,7 +212,7 @@ class KVCache:
             rope=ours.rope,
             spans=(*ours.spans, *(span.shifted(self.columns) for span in theirs.spans)),
             token_ids=(*(ours.token_ids or ()), *(theirs.token_ids or ())) if both_known else None,
-            lineage=(*theirs.lineage, Step("concat", {"before": self.columns, "after": later.columns})),
+            lineage=(*lineage, Step("concat", {"before": self.columns, "after": later.columns})),
             sender=theirs.sender,
         )
 
@@ -234,3 +245,7 @@ class KVCache:
         if spans is not None:
             changes["spans"] = tuple(spans)
         return KVCache(self.layers, msgspec.structs.replace(self.manifest, **changes))
+
+    def without_tokens(self) -> KVCache:
+        """Return the same columns without the token ids, which spell out the text."""
+        return KVCache(self.layers, msgspec.structs.replace(self.manifest, token_ids=None))

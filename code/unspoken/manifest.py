@@ -123,5 +123,6 @@ def _show(value: object) -> str:
     """Shorten what would fill the screen: a RoPE is told apart by its kind and first frequencies."""
     if isinstance(value, msgspec.Struct) and hasattr(value, "inverse_frequencies"):
         middle = value.inverse_frequencies[len(value.inverse_frequencies) // 2]
-        return f"{getattr(value, 'kind', '?')} RoPE over {2 * len(value.inverse_frequencies)} dims, middle frequency {middle:.3g}"
+        dims = 2 * len(value.inverse_frequencies)
+        return f"{getattr(value, 'kind', '?')} RoPE over {dims} dims, middle frequency {middle:.3g}"
     return str(value)

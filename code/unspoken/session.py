@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from unspoken.cache import KVCache
+from unspoken.channels.kv import received
 from unspoken.channels.protocol import Channel, Delivery, Reading, Request, build_channel
 from unspoken.channels.text import content
 from unspoken.engines.protocol import Engine, Frame, Generation, Limits, Piece, Prompt, Turn
@@ -46,7 +47,9 @@ class Agent:
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise StorageError(f"The card {path} cannot be read: {error.strerror}.", "Give an existing YAML file.") from error
+            raise StorageError(
+                f"The card {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"The card {path} is not YAML.", "It holds two fields: name and card.") from error
         if not isinstance(data, dict) or not {"name", "card"} <= data.keys():
@@ -71,7 +74,9 @@ class Agent:
             ContextOverflow: If it does not fit the model.
         """
         if not source.strip():
-            raise UsageError("The document is empty: there is nothing to understand.", "Give a text with at least one word.")
+            raise UsageError(
+                "The document is empty: there is nothing to understand.", "Give a text with at least one word."
+            )
         prefix = self.prefix
         began = time.perf_counter()
         cache = self.engine.prefill(content(self, source), prefix)
@@ -107,6 +112,21 @@ class Agent:
             Reply(each.text.strip(), _completed(delivery, each), each)
             for each, delivery in zip(made, deliveries, strict=True)
         )
+
+    def ask_cache(self, question: str, cache: KVCache, *, new_tokens: int = 64) -> Reply:
+        """Answer a question on top of a cache that came from elsewhere.
+
+        A position-free cache is inserted into this agent's own turn; one with RoPE applied is continued from.
+
+        Raises:
+            UsageError: If the question is empty.
+            IncompatibleCache: If another model made the cache.
+        """
+        if not question.strip():
+            raise UsageError("The question is empty.", "Ask something.")
+        delivery = received(cache, self)
+        (reply,) = self.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
+        return reply
 
     def asked(self, question: str, stem: str = "") -> Prompt:
         """Return a question as the end of the user's turn, and the head of the answer with its first words."""
@@ -174,7 +194,9 @@ class Session:
         reading = self._read(self._agent(sender or next(name for name in self._agents if name != receiver)), about)
         delivery = self._channel.send([Request(reading, question)], asked)[0]
         (reply,) = asked.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
-        self.log.append(Event("ask", receiver, {"question": question, "sender": reading.reader.name, "answer": reply.text}))
+        self.log.append(
+            Event("ask", receiver, {"question": question, "sender": reading.reader.name, "answer": reply.text})
+        )
         return reply
 
     def _read(self, sender: Agent, source: str) -> Reading:

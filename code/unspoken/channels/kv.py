@@ -20,7 +20,8 @@ from unspoken.errors import UsageError
 from unspoken.manifest import require_compatible
 from unspoken.transforms import Transform
 from unspoken.transforms.cast import Cast
-from unspoken.transforms.rope import ApplyRope, Move, RemoveRope
+from unspoken.transforms.place import place, place_behind
+from unspoken.transforms.rope import RemoveRope
 
 
 def content_columns(cache: KVCache) -> KVCache:
@@ -29,11 +30,6 @@ def content_columns(cache: KVCache) -> KVCache:
     Nothing else of the sender travels: not its system prompt, not its chat header, not its sink.
     """
     return RemoveRope()(cache.span("content"))
-
-
-def placed(segment: KVCache, prefix: KVCache) -> KVCache:
-    """Return a segment in the prefix's element type, turned once to the positions that follow it."""
-    return ApplyRope()(Move(prefix.next_position)(Cast(prefix.manifest.dtype)(segment)))
 
 
 def wire_bytes(cache: KVCache) -> int:
@@ -75,18 +71,23 @@ class Continue:
         return once_per_reading(requests, lambda readings: [self._delivery(each, receiver) for each in readings])
 
     def _delivery(self, reading: Reading, receiver: Party) -> Delivery:
-        require_compatible(reading.cache.spec, receiver.engine.spec)
-        return Delivery(
-            channel="kv-continue",
-            bytes_moved=wire_bytes(reading.cache),
-            tokens_prefilled=0,
-            tokens_skipped=reading.cache.columns,
-            seconds=Stages(capture=reading.seconds),
-            lossy=False,
-            lineage=reading.cache.manifest.lineage,
-            peak_rss_bytes=peak_rss_bytes(),
-            past=reading.cache,
-        )
+        return continued(reading.cache, receiver, Stages(capture=reading.seconds))
+
+
+def continued(cache: KVCache, receiver: Party, seconds: Stages) -> Delivery:
+    """Return the delivery of a whole cache that the receiver goes on from."""
+    require_compatible(cache.spec, receiver.engine.spec)
+    return Delivery(
+        channel="kv-continue",
+        bytes_moved=wire_bytes(cache),
+        tokens_prefilled=0,
+        tokens_skipped=cache.columns,
+        seconds=seconds,
+        lossy=cache.manifest.dtype != receiver.engine.dtype,
+        lineage=cache.manifest.lineage,
+        peak_rss_bytes=peak_rss_bytes(),
+        past=cache,
+    )
 
 
 def inserted(
@@ -105,17 +106,36 @@ def inserted(
     seconds = {"capture": reading.seconds}
     with stopwatch(seconds, "transform"):
         segment = on_wire(content_columns(reading.cache))
-    with stopwatch(seconds, "inject"):
-        standing = placed(segment, receiver.prefix)
-        past = receiver.prefix.concat(standing if in_place is None else in_place(standing))
+    return joined(name, segment, receiver, seconds, in_place)
+
+
+def joined(
+    name: str, segment: KVCache, receiver: Party, seconds: dict[str, float], in_place: Transform | None = None
+) -> Delivery:
+    """Join a position-free segment to the receiver's prefix and return the delivery that leaves it there."""
+    prefix, took = receiver.prefix, dict(seconds)
+    with stopwatch(took, "inject"):
+        past = place_behind(prefix, segment) if in_place is None else prefix.concat(in_place(place(segment, prefix)))
     return Delivery(
         channel=name,
         bytes_moved=wire_bytes(segment),
         tokens_prefilled=0,
         tokens_skipped=segment.columns,
-        seconds=Stages(**seconds),
+        seconds=Stages(**took),
         lossy=True,
         lineage=past.manifest.lineage,
         peak_rss_bytes=peak_rss_bytes(),
         past=past,
     )
+
+
+def received(cache: KVCache, receiver: Party) -> Delivery:
+    """Take in a cache that came from elsewhere: insert a position-free one, continue from any other.
+
+    Raises:
+        IncompatibleCache: If another model made it.
+    """
+    require_compatible(cache.spec, receiver.engine.spec)
+    if cache.manifest.rope == "removed":
+        return joined("kv", cache, receiver, {})
+    return continued(Cast(receiver.engine.dtype)(cache), receiver, Stages())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from unspoken.cache import KVCache
 from unspoken.engines.protocol import Engine, Frame, Prompt
@@ -70,6 +70,7 @@ class Delivery:
     prompt: Prompt = field(default=Prompt(()), repr=False)
 
 
+@runtime_checkable
 class Party(Protocol):
     """One end of a hand-over: an agent, as far as a channel needs to know it."""
 
@@ -119,6 +120,7 @@ class Request:
     question: str
 
 
+@runtime_checkable
 class Channel(Protocol):
     """A way of handing over. Built from JSON-able options; `send` does it."""
 

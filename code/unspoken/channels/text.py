@@ -25,7 +25,10 @@ WRITE = (
     "\n\nA colleague who has not seen this text will be asked about it and can read only your message. "
     "Write down every fact it states, briefly, with all names."
 )
-WRITE_ASKED = "\n\nA colleague who has not seen this text must answer this question: {question}\nTell your colleague the answer in one sentence."
+WRITE_ASKED = (
+    "\n\nA colleague who has not seen this text must answer this question: {question}\n"
+    "Tell your colleague the answer in one sentence."
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class FullText:
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Hand over the source."""
         return once_per_reading(
-            requests, lambda readings: [read_by(receiver, each.source, "full-text", {}, lossy=False) for each in readings]
+            requests,
+            lambda readings: [read_by(receiver, each.source, "full-text", {}, lossy=False) for each in readings],
         )
 
 

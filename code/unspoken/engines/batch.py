@@ -100,9 +100,7 @@ def additive(allowed: Bool[Tensor, "new total"], dtype: torch.dtype) -> Float[Te
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
-def option_score(
-    first: Float[Tensor, " vocab"], read: Float[Tensor, "read vocab"], option: Sequence[int]
-) -> float:
+def option_score(first: Float[Tensor, " vocab"], read: Float[Tensor, "read vocab"], option: Sequence[int]) -> float:
     """Return the log-probability of an option, summed over its tokens.
 
     Args:

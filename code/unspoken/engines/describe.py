@@ -48,11 +48,14 @@ def refuse_unsupported(config: Any) -> None:
     partial = float(rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0))
     reasons = {
         "it is an encoder-decoder model": bool(getattr(config, "is_encoder_decoder", False)),
-        "it keeps compressed latents instead of keys and values (MLA)": getattr(config, "kv_lora_rank", None) is not None,
+        "it keeps compressed latents instead of keys and values (MLA)": getattr(config, "kv_lora_rank", None)
+        is not None,
         "some layers keep a recurrent state instead of columns (hybrid)": bool(
             kinds - {"full_attention", "sliding_attention"}
         )
-        or any(getattr(config, field, None) is not None for field in ("mamba_d_state", "ssm_cfg", "linear_num_key_heads")),
+        or any(
+            getattr(config, field, None) is not None for field in ("mamba_d_state", "ssm_cfg", "linear_num_key_heads")
+        ),
         f"its layers forget columns outside a sliding window of {window}": "sliding_attention" in kinds
         or sliding_everywhere,
         "its positions have several dimensions (M-RoPE)": "mrope_section" in rope or kind == "mrope",
@@ -146,10 +149,11 @@ def _rope(model: nn.Module) -> RopeSpec:
             f"The model has {len(modules)} rotary embeddings, expected one for all layers.",
             "Use a model with full attention and one RoPE, such as Llama, Mistral (v0.2 on), Qwen2.5 or Qwen3.",
         )
-    frequencies: Float[Tensor, " pairs"] = modules[0].inv_freq.detach().to("cpu", torch.float32)
+    rotary: Any = modules[0]
+    frequencies: Float[Tensor, " pairs"] = rotary.inv_freq.detach().to("cpu", torch.float32)
     return RopeSpec(
         kind=str(_rope_parameters(model.config).get("rope_type", "default")),
         pairing="half",  # Every rotary class of transformers that passes the refusals pairs i with i + d/2.
         inverse_frequencies=tuple(frequencies.tolist()),
-        attention_scaling=float(getattr(modules[0], "attention_scaling", 1.0)),
+        attention_scaling=float(getattr(rotary, "attention_scaling", 1.0)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -109,6 +109,7 @@ class Generation:
     tokens_prefilled: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A model that can show its cache and take another's.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
-from unspoken.engines import chat
+from unspoken.engines import attention, chat
 from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
 from unspoken.engines.describe import describe
 from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
@@ -43,7 +43,7 @@ class TransformersEngine:
     def __init__(self, model: nn.Module, tokenizer: Any, name: str | None = None) -> None:
         import transformers
 
-        self._model: Any = model.eval()
+        self._model = cast(Any, model.eval())
         self._tokenizer = tokenizer
         self._template = chat.rendered(tokenizer)
         self._spec = describe(model, tokenizer, self._template, name or str(self._model.config.name_or_path))
@@ -122,7 +122,9 @@ class TransformersEngine:
         first_token = time.perf_counter()
         scores = [
             tuple(
-                option_score(first[i], torch.stack([logprobs[at] for at in columns]) if columns else first[i][:0, None], option)
+                option_score(
+                    first[i], torch.stack([logprobs[at] for at in columns]) if columns else first[i][:0, None], option
+                )
                 for option, columns in zip(row.options, layout.option_columns[i], strict=True)
             )
             for i, row in enumerate(rows)
@@ -279,11 +281,14 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -
 
     from unspoken.engines.describe import refuse_unsupported
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    attention.register()
     try:
         config = AutoConfig.from_pretrained(folder)
         refuse_unsupported(config)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation=attention.NAME
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFound(

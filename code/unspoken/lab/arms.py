@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unspoken.channels.kv import inserted
 from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Request, build_channel, once_per_reading
@@ -38,6 +38,7 @@ NEUTRAL = (
 )
 
 
+@runtime_checkable
 class Arm(Protocol):
     """One condition of an experiment."""
 

@@ -72,6 +72,8 @@ def load_experiment(path: Path) -> Experiment:
     try:
         return msgspec.yaml.decode(path.read_bytes(), type=Experiment)
     except OSError as error:
-        raise StorageError(f"The experiment {path} cannot be read: {error.strerror}.", "Give an existing YAML file.") from error
+        raise StorageError(
+            f"The experiment {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
+        ) from error
     except msgspec.DecodeError as error:
         raise UsageError(f"The experiment {path} is not valid: {error}.", "See experiments/ for examples.") from error

@@ -14,7 +14,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Lower-case, without punctuation, articles and double spaces (SQuAD, arXiv 1606.05250, evaluation script's rules)."""
+    """Return a text lower-case, without punctuation, articles and double spaces, as SQuAD's script does."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 

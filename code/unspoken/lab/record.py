@@ -1,12 +1,12 @@
 """The run folder: what is written while an experiment runs, and how a killed run is taken up again.
 
-    results/<experiment>/<UTC time>-<short id>/
-        config.yaml        the experiment as it was run
-        env.json           machine, versions, model, gate, when and how
-        samples.jsonl      one line per item and arm, appended as they are made
-        metrics.json       written last: a folder without it is an unfinished run
-        samples.jsonl.gz   replaces samples.jsonl when the run is finished
-        report.html
+results/<experiment>/<UTC time>-<short id>/
+    config.yaml        the experiment as it was run
+    env.json           machine, versions, model, gate, when and how
+    samples.jsonl      one line per item and arm, appended as they are made
+    metrics.json       written last: a folder without it is an unfinished run
+    samples.jsonl.gz   replaces samples.jsonl when the run is finished
+    report.html
 """
 
 from __future__ import annotations

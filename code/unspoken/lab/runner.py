@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from torch import Tensor
@@ -27,6 +27,7 @@ SKYLINE = "full-text"
 STOPS = (".", "\n")
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Told how far a run is."""
 
@@ -127,9 +128,11 @@ class Runner:
                 for source, item in pairs
             ]
         if arm == SKYLINE and not alone:
-            skyline.update({item.id: reply.generation.first_logprobs for (_, item), reply in zip(pairs, replies, strict=True)})
+            skyline.update(
+                {item.id: reply.generation.first_logprobs for (_, item), reply in zip(pairs, replies, strict=True)}
+            )
         return [
-            _judged(source, item, arm, alone, reply, skyline.get(item.id))
+            _judged(source, item, arm, alone, reply, None if alone else skyline.get(item.id))
             for (source, item), reply in zip(pairs, replies, strict=True)
         ]
 

@@ -74,7 +74,7 @@ def mcnemar(left: Sequence[bool], right: Sequence[bool]) -> float:
     only_right = sum(b and not a for a, b in zip(left, right, strict=True))
     differing = only_left + only_right
     tail = sum(math.comb(differing, k) for k in range(min(only_left, only_right) + 1))
-    return min(1.0, 2 * tail / 2**differing)
+    return min(1.0, float(2 * tail / 2**differing))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

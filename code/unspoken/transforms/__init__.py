@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unspoken.cache import KVCache
 from unspoken.registry import Registry
@@ -22,6 +22,7 @@ TRANSFORMS = Registry(
 )
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Anything that makes a new cache from an old one and can be built from JSON-able arguments."""
 

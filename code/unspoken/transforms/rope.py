@@ -50,14 +50,34 @@ def turn(
 
     Source: RoFormer, arXiv 2104.09864, eq. 34, for either pairing of coordinates.
     """
-    wide = keys.to(torch.float32)
+    out = torch.empty(keys.shape, dtype=torch.float32)
+    turn_into(out, keys, by, rope)
+    return out.to(keys.dtype)
+
+
+def turn_into(
+    out: Float[Tensor, "kv_heads seq head_dim"],
+    keys: Float[Tensor, "kv_heads seq head_dim"],
+    by: Rotation,
+    rope: RopeSpec,
+) -> None:
+    """Write keys turned by an angle per column and pair into a float32 tensor, with no copy in between."""
+    first, second = _pairs(keys.to(torch.float32), rope)
+    into_first, into_second = _pairs(out, rope)
+    torch.mul(first, by.cos, out=into_first)
+    into_first.addcmul_(second, by.sin, value=-1)
+    torch.mul(second, by.cos, out=into_second)
+    into_second.addcmul_(first, by.sin)
+
+
+def _pairs(
+    keys: Float[Tensor, "kv_heads seq head_dim"], rope: RopeSpec
+) -> tuple[Float[Tensor, "kv_heads seq pairs"], Float[Tensor, "kv_heads seq pairs"]]:
+    """Return views of the first and second coordinates of all pairs."""
+    half = keys.shape[-1] // 2
     if rope.pairing == "half":
-        first, second = wide.chunk(2, dim=-1)
-        turned = torch.cat((first * by.cos - second * by.sin, second * by.cos + first * by.sin), dim=-1)
-    else:
-        first, second = wide[..., 0::2], wide[..., 1::2]
-        turned = torch.stack((first * by.cos - second * by.sin, second * by.cos + first * by.sin), dim=-1).flatten(-2)
-    return turned.to(keys.dtype)
+        return keys[..., :half], keys[..., half:]
+    return keys[..., 0::2], keys[..., 1::2]
 
 
 def turned(

@@ -31,8 +31,8 @@ KINDS = (
         "The {place} is run by {value}.",
         "Who runs the {place}?",
         "The {place} is run by",
-        tuple("Alice Anna Arthur Ben Carl Charles Daniel David Edward Emily Frank George Henry Jack James Jane Maria Mary "
-              "Paul Peter Robert Sarah Simon Thomas William".split()),
+        tuple("Alice Anna Arthur Ben Carl Charles Daniel David Edward Emily Frank George Henry Jack James Jane Maria "
+              "Mary Paul Peter Robert Sarah Simon Thomas William".split()),
     ),
     Kind(
         "The {place} is painted {value}.",

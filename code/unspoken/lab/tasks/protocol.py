@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -33,6 +33,7 @@ class Source(msgspec.Struct, frozen=True):
     items: tuple[Item, ...]
 
 
+@runtime_checkable
 class Task(Protocol):
     """Sources made or loaded the same way each time.
 

@@ -1,0 +1,127 @@
+"""`unspoken bench handoff`: what handing a cache over costs, and what it saves the receiver."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from unspoken.bench.floor import floor_ratio
+from unspoken.cachefile import read_cache, write_cache
+from unspoken.channels.kv import content_columns, received
+from unspoken.channels.text import read_by
+from unspoken.engines.protocol import Engine, Limits
+from unspoken.errors import ContextOverflow
+from unspoken.session import Agent
+from unspoken.transforms.cast import Cast
+
+TEXT = (
+    "The keeper wrote down what came and went at the pier. A boat with timber arrived before noon and left with "
+    "barrels of salt. Two visitors asked for the road to the mill and were shown the short way along the river. "
+)
+QUESTION = "What arrived?"
+Say = Callable[[str], None]
+
+
+def measure(engine: Engine, lengths: list[int], repeats: int, wire: str, say: Say) -> dict[str, Any]:
+    """Measure hand-overs of documents of some lengths in tokens; return `{"engine", "wire", "rows"}`.
+
+    Each row holds medians over rounds in which all ways are measured one after the other, and ratios taken
+    within a round. `seconds_first_token_cache` includes loading the file; `seconds_first_token_text` is the same
+    receiver reading the text itself.
+
+    Raises:
+        ContextOverflow: If a length does not fit the model.
+    """
+    longest = max(lengths)
+    if longest + 128 > engine.spec.context:
+        raise ContextOverflow(
+            f"A document of {longest} tokens with a question does not fit the context of {engine.spec.context}.",
+            "Give shorter --tokens.",
+        )
+    rows = []
+    for length in lengths:
+        say(f"{length} tokens ...")
+        rounds = [_round(engine, _document(engine, length), wire) for _ in range(repeats)]
+        row: dict[str, Any] = {key: median(each[key] for each in rounds) for key in rounds[0]}
+        row["first_token_ratio"] = median(
+            each["seconds_first_token_text"] / each["seconds_first_token_cache"] for each in rounds
+        )
+        floor = floor_ratio(engine.spec, length, wire, max(repeats, 7))
+        row |= {"tokens": length, "bytes": int(row["bytes"]), "floor_ratio": floor["ratio"], "floor": floor}
+        rows.append(row)
+    return {"engine": engine.name, "wire": wire, "model": engine.spec.name, "repeats": repeats, "rows": rows}
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Return the figures as a table for a terminal."""
+    shown = Table(title=f"Hand-over of {found['model']} caches as {found['wire']}, median of {found['repeats']}")
+    heads = (
+        "tokens",
+        "MB",
+        "read s",
+        "export ms",
+        "load ms",
+        "first token: cache s",
+        "text s",
+        "ratio",
+        "vs safetensors",
+    )
+    for name in heads:
+        shown.add_column(name, justify="right")
+    for row in found["rows"]:
+        shown.add_row(
+            str(row["tokens"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['seconds_capture']:.2f}",
+            f"{1e3 * row['seconds_export']:.0f}",
+            f"{1e3 * row['seconds_load']:.0f}",
+            f"{row['seconds_first_token_cache']:.3f}",
+            f"{row['seconds_first_token_text']:.2f}",
+            f"{row['first_token_ratio']:.1f}x",
+            f"{row['floor_ratio']:.2f}x",
+        )
+    return shown
+
+
+def _document(engine: Engine, length: int) -> str:
+    """Return a text of a number of tokens, give or take one where cutting it re-tokenises."""
+    one = engine.encode(TEXT)
+    return engine.decode((one * (length // len(one) + 1))[:length])
+
+
+def _round(engine: Engine, document: str, wire: str) -> dict[str, float]:
+    # New agents each round: nothing of the round before is kept but the weights.
+    sender, receiver = Agent("lyra", engine), Agent("vera", engine)
+    reading = sender.read(document)
+    receiver.prefix  # noqa: B018 - made before the clock starts: an agent has its prompt read when a message comes
+    with tempfile.TemporaryDirectory(prefix="unspoken-bench-") as folder:
+        path = Path(folder) / "handoff.kv.safetensors"
+        began = time.perf_counter()
+        write_cache(Cast(wire)(content_columns(reading.cache)), path)
+        exported = time.perf_counter()
+        cache = read_cache(path)
+        loaded = time.perf_counter()
+        delivery = received(cache, receiver)
+        injected = time.perf_counter()
+        receiver.answer([QUESTION], [delivery], Limits(1))
+        first = time.perf_counter()
+        size = path.stat().st_size
+    from_text = time.perf_counter()
+    read = read_by(receiver, document, "full-text", {}, lossy=False)
+    receiver.answer([QUESTION], [read], Limits(1))
+    text = time.perf_counter() - from_text
+    return {
+        "bytes": size,
+        "seconds_capture": reading.seconds,
+        "seconds_export": exported - began,
+        "seconds_load": loaded - exported,
+        "seconds_inject": injected - loaded,
+        "seconds_first_token_cache": first - exported,
+        "seconds_first_token_text": text,
+    }

@@ -1,0 +1,43 @@
+"""Hash a tensor's bytes and see whether they are numbers a model could have made, in one pass over them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Small enough to stay in a core's second-level cache between hashing and checking, large enough to release the
+# interpreter lock for most of the time.
+CHUNK_BYTES = 1 << 18
+# An IEEE number is NaN or infinite if all bits of its exponent are set: seen as integers without their sign, such
+# numbers are the ones from this value on.
+_NOT_FINITE: dict[str, tuple[type[np.signedinteger[Any]], int, int]] = {
+    "float32": (np.int32, 0x7FFFFFFF, 0x7F800000),
+    "bfloat16": (np.int16, 0x7FFF, 0x7F80),
+    "float16": (np.int16, 0x7FFF, 0x7C00),
+}
+
+
+def digest_and_check(data: NDArray[np.uint8], dtype: str) -> tuple[str, bool]:
+    """Return the SHA-256 of some bytes in hex, and whether they are sound.
+
+    Args:
+        data: The bytes of one tensor.
+        dtype: "float32", "bfloat16" or "float16": sound if all numbers are finite; "int32": if none is negative.
+    """
+    hasher = hashlib.sha256()
+    sound = True
+    for at in range(0, len(data), CHUNK_BYTES):
+        chunk = data[at : at + CHUNK_BYTES]
+        hasher.update(chunk.data)
+        sound = sound and _sound(chunk, dtype)
+    return hasher.hexdigest(), sound
+
+
+def _sound(chunk: NDArray[np.uint8], dtype: str) -> bool:
+    if dtype == "int32":
+        return bool(chunk.view(np.int32).min() >= 0)
+    integer, magnitude, limit = _NOT_FINITE[dtype]
+    return bool((chunk.view(integer) & integer(magnitude)).max() < limit)

@@ -1,0 +1,289 @@
+"""The header of a cache file: read, checked against caps and consistency, before any tensor is touched.
+
+Needs neither torch nor numpy, so that looking at a file costs milliseconds whatever its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unspoken.errors import CacheFileError, StorageError
+from unspoken.manifest import Manifest
+
+VERSION = 1
+MANIFEST_KEY = "unspoken.manifest"
+# safetensors' names of the element types a cache may have, with their sizes in bytes.
+ELEMENTS = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+POSITION = ("I32", 4)
+AGAIN = "Ask the sender to capture and send it again."
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Most that a file may claim before anything of it is read.
+
+    Attributes:
+        header_bytes: Length of the header; a manifest with 400,000 token ids is 3 MB.
+        layers: Layers held.
+        columns: Columns of a layer.
+        file_bytes: Size of the file.
+    """
+
+    header_bytes: int = 32 << 20
+    layers: int = 1024
+    columns: int = 1 << 22
+    file_bytes: int = 1 << 40
+
+
+CAPS = Caps()
+
+
+class FileManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON string in the header.
+
+    Attributes:
+        version: Of the format; a reader refuses versions it does not know.
+        cache: What the cache is.
+        digests: SHA-256 of each tensor's bytes, in hex.
+        digest: SHA-256 of the three fields above as canonical JSON: the one value that stands for the whole file.
+    """
+
+    version: int
+    cache: Manifest
+    digests: dict[str, str]
+    digest: str
+
+    def expected_digest(self) -> str:
+        """Return the digest this manifest should have."""
+        return manifest_digest(self.version, self.cache, self.digests)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: safetensors' dtype name, shape, and its bytes' range in the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header.
+
+    Attributes:
+        manifest: What the file says it is.
+        tensors: Where each tensor lies.
+        header_bytes: Length of the header, the eight bytes of its length included.
+        file_bytes: Size of the file.
+    """
+
+    manifest: FileManifest
+    tensors: dict[str, Entry]
+    header_bytes: int
+    file_bytes: int
+
+
+def manifest_digest(version: int, cache: Manifest, digests: dict[str, str]) -> str:
+    """Return the SHA-256 of a manifest's canonical JSON: sorted keys, no spaces."""
+    data = {"version": version, "cache": msgspec.to_builtins(cache), "digests": digests}
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def tensor_names(cache: Manifest) -> list[str]:
+    """Return the names of a cache's tensors, in the order they lie in a file."""
+    positions = [f"layers.{layer.index}.positions" for layer in cache.layers]
+    # Positions first: they are int32, and a bfloat16 tensor before them could leave them unaligned.
+    return positions + [f"layers.{layer.index}.{part}" for layer in cache.layers for part in ("keys", "values")]
+
+
+def layout(cache: Manifest) -> dict[str, Entry]:
+    """Return where each tensor of a cache lies, from its manifest alone."""
+    element = ELEMENTS[cache.dtype]
+    shapes: dict[str, tuple[tuple[str, int], tuple[int, ...]]] = {}
+    for layer in cache.layers:
+        shapes[f"layers.{layer.index}.positions"] = (POSITION, (layer.columns,))
+        for part in ("keys", "values"):
+            shapes[f"layers.{layer.index}.{part}"] = (
+                element,
+                (cache.spec.kv_heads, layer.columns, cache.spec.head_dim),
+            )
+    entries: dict[str, Entry] = {}
+    at = 0
+    for name in tensor_names(cache):
+        (dtype, size), shape = shapes[name]
+        length = size
+        for side in shape:
+            length *= side
+        entries[name] = Entry(dtype, shape, at, at + length)
+        at += length
+    return entries
+
+
+def encode_header(manifest: FileManifest, tensors: dict[str, Entry]) -> bytes:
+    """Return the header's bytes: length, JSON, padding to eight bytes."""
+    text = json.dumps(
+        {
+            "__metadata__": {
+                "format": "pt",
+                MANIFEST_KEY: msgspec.json.encode(manifest, order="deterministic").decode(),
+            },
+            **{
+                name: {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
+                for name, entry in tensors.items()
+            },
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+    ).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def peek(path: str | Path, caps: Caps = CAPS) -> Header:
+    """Read and check a cache file's header; no tensor is touched.
+
+    Raises:
+        StorageError: If the file cannot be read.
+        CacheFileError: If it is no sound cache file of a version this program knows.
+    """
+    path = Path(path)
+    raw, file_bytes = _raw_header(path, caps)
+    fields = _parsed(path, raw)
+    manifest = _manifest(path, fields.pop("__metadata__", None))
+    _check_caps(path, manifest.cache, caps)
+    tensors = _entries(path, fields)
+    expected = layout(manifest.cache)
+    if tensors != expected:
+        raise CacheFileError(f"{path.name} {_first_difference(tensors, expected)}.", AGAIN)
+    end = 8 + len(raw) + max(entry.stop for entry in tensors.values())
+    if file_bytes != end:
+        state = "truncated" if file_bytes < end else "followed by foreign bytes"
+        raise CacheFileError(f"{path.name} is {state}: it has {file_bytes} bytes, its header describes {end}.", AGAIN)
+    return Header(manifest, tensors, 8 + len(raw), file_bytes)
+
+
+def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:
+    try:
+        file_bytes = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise CacheFileError(f"{path.name} has {file_bytes} bytes: too short for a cache file.", AGAIN)
+            (length,) = struct.unpack("<Q", start)
+            if length > caps.header_bytes or file_bytes > caps.file_bytes:
+                raise CacheFileError(
+                    f"{path.name} claims a header of {length} bytes in a file of {file_bytes}; at most "
+                    f"{caps.header_bytes} and {caps.file_bytes} are read.",
+                    "It is no cache file, or damaged at its start. " + AGAIN,
+                )
+            if 8 + length > file_bytes:
+                raise CacheFileError(
+                    f"{path.name} is truncated: its header has {length} bytes, the file {file_bytes}.", AGAIN
+                )
+            return file.read(length), file_bytes
+    except OSError as error:
+        raise StorageError(
+            f"The cache file {path} cannot be read: {error.strerror}.", "Give an existing file."
+        ) from error
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):  # Two readers could each believe another one.
+            raise ValueError("a name stands twice")
+        return found
+
+    try:
+        fields = json.loads(raw, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CacheFileError(f"{path.name} is no safetensors file: its header is not JSON ({error}).", AGAIN) from error
+    if not isinstance(fields, dict):
+        raise CacheFileError(f"{path.name} is no safetensors file: its header is no JSON object.", AGAIN)
+    return fields
+
+
+def _manifest(path: Path, metadata: object) -> FileManifest:
+    text = metadata.get(MANIFEST_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise CacheFileError(
+            f"{path.name} is a safetensors file, but no cache: it has no '{MANIFEST_KEY}'.",
+            "Make one with `unspoken capture`.",
+        )
+    try:
+        version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version", msgspec.Raw(b"null"))
+        if version != msgspec.Raw(str(VERSION).encode()):
+            raise CacheFileError(
+                f"{path.name} has format version {bytes(version).decode()[:20]}, this program reads version {VERSION}.",
+                "Upgrade unspoken, or ask the sender for a file of this version.",
+            )
+        manifest = msgspec.json.decode(text, type=FileManifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CacheFileError(f"{path.name} has a manifest that is not valid: {error}.", AGAIN) from error
+    if manifest.digest != manifest.expected_digest():
+        raise CacheFileError(f"{path.name} was changed: its manifest does not match its digest.", AGAIN)
+    return manifest
+
+
+def _check_caps(path: Path, cache: Manifest, caps: Caps) -> None:
+    spec, indices = cache.spec, [layer.index for layer in cache.layers]
+    columns = [layer.columns for layer in cache.layers]
+    longest = max(columns, default=0)
+    ids = cache.token_ids
+    problems = {
+        "holds zero layers": not indices,
+        f"has the unknown element type '{cache.dtype}' (known: {', '.join(ELEMENTS)})": cache.dtype not in ELEMENTS,
+        f"holds {len(indices)} layers (at most {caps.layers})": len(indices) > caps.layers,
+        f"holds {longest} columns (at most {caps.columns})": longest > caps.columns,
+        "has a layer with no columns": any(count < 1 for count in columns),
+        f"holds layers that the model of {spec.layers} layers does not have, or one twice": len(set(indices))
+        != len(indices)
+        or any(not 0 <= index < spec.layers for index in indices),
+        f"has an impossible shape of {spec.kv_heads} heads of {spec.head_dim}": not (
+            0 < spec.kv_heads <= 1 << 12 and 0 < spec.head_dim <= 1 << 14
+        ),
+        f"has {len(spec.rope.inverse_frequencies)} RoPE frequencies for heads of {spec.head_dim}": 2
+        * len(spec.rope.inverse_frequencies)
+        != spec.head_dim,
+        "has spans outside its columns": any(not 0 <= span.start < span.stop <= longest for span in cache.spans),
+        f"has {len(ids or ())} token ids for {longest} columns": ids is not None and len(ids) != longest,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise CacheFileError(f"{path.name} {problem}.", AGAIN)
+
+
+def _entries(path: Path, fields: dict[str, Any]) -> dict[str, Entry]:
+    class Raw(msgspec.Struct, forbid_unknown_fields=True):
+        dtype: str
+        shape: tuple[int, ...]
+        data_offsets: tuple[int, int]
+
+    try:
+        parsed = msgspec.convert(fields, type=dict[str, Raw])
+    except msgspec.ValidationError as error:
+        raise CacheFileError(f"{path.name} has a tensor table that is not valid: {error}.", AGAIN) from error
+    return {name: Entry(raw.dtype, raw.shape, *raw.data_offsets) for name, raw in parsed.items()}
+
+
+def _first_difference(found: dict[str, Entry], expected: dict[str, Entry]) -> str:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        return f"lacks the tensors {missing[:3]} and has {extra[:3]} that its manifest does not name"
+    name = next(name for name in expected if found[name] != expected[name])
+    left, right = found[name], expected[name]
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return f"has '{name}' as {left.dtype} {list(left.shape)}, its manifest says {right.dtype} {list(right.shape)}"
+    return (
+        f"has '{name}' at bytes {left.start} to {left.stop}, expected {right.start} to {right.stop}: "
+        "tensors overlap, leave a hole or are out of order"
+    )

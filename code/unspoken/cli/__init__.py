@@ -1,0 +1,66 @@
+"""The command line. Nothing here imports torch or transformers until a command needs them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from unspoken import __version__
+from unspoken.errors import UnspokenError
+
+COMMANDS = {
+    "ask": "Ask an agent about a document another has read, or about a cache file.",
+    "bench": "Measure hand-overs on this machine.",
+    "capture": "Let an agent read a document and keep its cache in a file.",
+    "doctor": "Explain this machine: versions, devices, models, folders.",
+    "inspect": "Show what a cache file is.",
+    "prove": "Prove, with controls, that understanding moves through a cache.",
+    "report": "Rebuild metrics and report of a run from its folder alone.",
+    "run": "Run an experiment from a YAML file.",
+    "verify": "List what keeps a cache file from being used with a model.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command's module and return the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"unspoken.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "UNSPOKEN", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="unspoken")
+def cli() -> None:
+    """Let agents hand over what they understood as KV-cache instead of text."""
+
+
+def main() -> None:
+    """Run the program: exit code 0 for success, 1 if it was interrupted, 2 for bad input."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UnspokenError as error:
+        click.echo(f"Error: {error.problem}\n{error.hint}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(1)

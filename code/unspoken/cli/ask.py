@@ -1,0 +1,94 @@
+"""`unspoken ask`: one question to an agent that starts from another's cache."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from unspoken.cli.common import agent, as_json, human_bytes, model_options, opened, print_json, read_text
+from unspoken.errors import UsageError
+
+if TYPE_CHECKING:
+    from unspoken.session import Reply
+
+
+@click.command()
+@click.argument("question")
+@click.option("--cache", "cache_file", help="Cache file to start from.")
+@click.option("--about", help="Document the sender reads first (a text file, or - for standard input).")
+@click.option(
+    "--channel", default="kv", show_default=True, help="How it is handed over, with --about: kv, text, text@32 ..."
+)
+@click.option("--sender", default="lyra", show_default=True, help="Name of the agent that reads, with --about.")
+@click.option("--agent", "name", default="vera", show_default=True, help="Name of the agent that answers.")
+@click.option("--card", type=click.Path(), help="YAML card of the agent that answers, instead of a name.")
+@click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Most tokens of the answer.")
+@model_options
+@as_json
+def ask(
+    question: str,
+    cache_file: str | None,
+    about: str | None,
+    channel: str,
+    sender: str,
+    name: str,
+    card: str | None,
+    tokens: int,
+    model: str,
+    engine: str,
+    dtype: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
+    if (cache_file is None) == (about is None):
+        raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
+    if not question.strip():
+        raise UsageError("The question is empty.", "Ask something.")
+    if cache_file is not None:
+        from unspoken.cachefile import peek
+
+        peek(cache_file)  # A bad file is told at once, not after the model has loaded.
+    text = None if about is None else read_text(about)
+    loaded, _ = opened(model, engine, dtype, device)
+    from unspoken.session import Session
+
+    answering = agent(name, card, loaded)
+    if cache_file is not None:
+        from unspoken.cachefile import read_cache
+
+        reply = answering.ask_cache(question, read_cache(cache_file), new_tokens=tokens)
+    else:
+        talk = Session(agent(sender, None, loaded), answering, channel=channel)
+        reply = talk.ask(answering.name, question, about=text or "", sender=sender, new_tokens=tokens)
+    show(reply, as_json)
+
+
+def show(reply: Reply, as_json: bool) -> None:
+    """Print an answer and what it cost."""
+    delivery = reply.delivery
+    if as_json:
+        print_json(
+            {
+                "answer": reply.text,
+                "channel": delivery.channel,
+                "bytes_moved": delivery.bytes_moved,
+                "tokens_prefilled": delivery.tokens_prefilled,
+                "tokens_skipped": delivery.tokens_skipped,
+                "seconds": asdict(delivery.seconds) | {"total": delivery.seconds.total},
+                "lossy": delivery.lossy,
+                "lineage": [msgspec.to_builtins(step) for step in delivery.lineage],
+                "message": delivery.message,
+            }
+        )
+        return
+    click.echo(reply.text)
+    until = delivery.seconds.total - delivery.seconds.answer
+    click.echo(
+        f"[{delivery.channel}: {human_bytes(delivery.bytes_moved)} moved, {delivery.tokens_prefilled} tokens read, "
+        f"{delivery.tokens_skipped} skipped, first token after {until:.2f} s]",
+        err=True,
+    )

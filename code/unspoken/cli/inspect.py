@@ -1,0 +1,40 @@
+"""`unspoken inspect`: what a cache file is, from its header alone."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from unspoken.cachefile.header import peek
+from unspoken.cli.common import as_json, human_bytes, print_json
+
+
+@click.command()
+@click.argument("file")
+@as_json
+def inspect(file: str, as_json: bool) -> None:
+    """Show what the cache FILE is; no tensor is touched."""
+    header = peek(file)
+    cache = header.manifest.cache
+    if as_json:
+        print_json(msgspec.to_builtins(header.manifest) | {"file_bytes": header.file_bytes})
+        return
+    spec = cache.spec
+    columns = sorted({layer.columns for layer in cache.layers})
+    rows = {
+        "file": f"{file}, {human_bytes(header.file_bytes)} ({header.header_bytes} bytes of header)",
+        "made by": f"agent '{cache.sender or 'unknown'}' on {spec.name} ({spec.family}); names prove nothing",
+        "weights": f"{spec.weights} (fingerprint)",
+        "holds": f"{len(cache.layers)} layers of {', '.join(map(str, columns))} columns, "
+        f"{spec.kv_heads} heads of {spec.head_dim}, {cache.dtype}",
+        "positions": "position-free, ready to insert"
+        if cache.rope == "removed"
+        else "at the sender's positions, ready to continue",
+        "columns": ", ".join(f"{span.kind} {span.start}-{span.stop}" for span in cache.spans) or "not labelled",
+        "token ids": "none" if cache.token_ids is None else f"{len(cache.token_ids)} (the text can be read from them)",
+        "history": " > ".join(step.op for step in cache.lineage) or "none",
+        "digest": header.manifest.digest,
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {value}")

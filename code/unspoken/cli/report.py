@@ -1,0 +1,31 @@
+"""`unspoken report`: metrics and report of a run, again, from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unspoken.cli.common import as_json
+from unspoken.cli.prove import show_results
+from unspoken.errors import UsageError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@as_json
+def report(folder: Path, as_json: bool) -> None:
+    """Rebuild metrics.json and report.html of the run in FOLDER; the same samples give the same bytes."""
+    from unspoken.lab.record import open_finished
+    from unspoken.lab.study import close_study
+
+    opened = open_finished(folder)
+    experiment, samples = opened.experiment(), opened.samples()
+    together = {(sample.item, sample.arm) for sample in samples if not sample.alone}
+    items = {item for item, _ in together}
+    if not items or len(together) != len(items) * len(experiment.arms):
+        raise UsageError(
+            f"The run in {folder} is unfinished: {len(together)} of its cells are there.", "Start it again; it goes on."
+        )
+    study = close_study(opened, experiment, samples)
+    show_results(study.metrics, study.folder, as_json)

@@ -1,0 +1,42 @@
+"""`unspoken verify`: is a cache file sound, and what keeps it from being used with a model."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from unspoken.cachefile.header import peek
+from unspoken.cli.common import as_json, note, print_json, quick_start
+from unspoken.manifest import compare, require_compatible
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "--for", "model", required=True, help="Name, folder, .gguf file or hub id of the model that shall read it."
+)
+@click.option("--engine", default="transformers", show_default=True, help="What runs the model.")
+@as_json
+def verify(file: str, model: str, engine: str, as_json: bool) -> None:
+    """Check the cache FILE's digests and list every difference to a model.
+
+    Exit code 0 if the file can be used, 2 if it is damaged or another model made it.
+    """
+    peek(file)
+    with quick_start():
+        note(f"Loading {model} ...")
+        from unspoken.api import open_model
+        from unspoken.cachefile import read_cache
+
+        cache = read_cache(file)
+        spec = open_model(model, engine=engine).spec
+    found = compare(cache.spec, spec)
+    if as_json:
+        print_json({"sound": True, "mismatches": [msgspec.to_builtins(each) for each in found]})
+    else:
+        click.echo(f"{file}: sound, {len(cache.layers)} layers of {cache.columns} columns, all digests match.")
+        for each in found:
+            click.echo(f"  {each.severity:<6} {each.field}: the cache has {each.found}, the model {each.expected}")
+        if not found:
+            click.echo(f"  no difference to {spec.name}: it can be used.")
+    require_compatible(cache.spec, spec)

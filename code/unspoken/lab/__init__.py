@@ -1,0 +1,1 @@
+"""The lab: tasks, arms, measures, statistics, runs and reports."""

@@ -1,0 +1,145 @@
+"""The report of a run: one HTML file that needs nothing else, rebuilt from the run folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from unspoken.lab import figures
+from unspoken.lab.experiment import POWERED_ITEMS, Experiment
+from unspoken.lab.record import Sample
+from unspoken.lab.statistics import DRAWS
+from unspoken.lab.tables import COLUMNS, ordered, rows, size
+from unspoken.lab.verdict import claims, judge
+
+EXAMPLES = 3
+LONG_MESSAGE = 160
+DESCRIBED = ("packages", "engine", "machine", "task", "model", "gate")
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What one arm answered to one question."""
+
+    arm: str
+    answer: str
+    correct: bool
+    error: str | None
+    message: str | None
+
+
+class Example(msgspec.Struct, frozen=True):
+    """One question with what every arm answered."""
+
+    item: str
+    question: str
+    gold: str
+    said: tuple[Said, ...]
+
+
+def render(
+    experiment: Experiment, samples: Sequence[Sample], metrics: Mapping[str, Any], env: Mapping[str, Any]
+) -> str:
+    """Return a run's report as one HTML file; the same run gives the same bytes.
+
+    Args:
+        experiment: As it was run.
+        samples: Of the run, in any order.
+        metrics: What `compute` made of them.
+        env: What was recorded about machine and start.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    # The figures are this package's own; everything else is escaped.
+    drawn = {
+        "accuracy": Markup(figures.accuracy(metrics)),  # noqa: S704
+        "bytes": Markup(figures.bytes_against_accuracy(metrics)),  # noqa: S704
+        "seconds": Markup(figures.seconds_by_stage(metrics) or ""),  # noqa: S704
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("unspoken.lab").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        experiment=experiment,
+        metrics=metrics,
+        verdict=judge(metrics),
+        figures=drawn,
+        columns=COLUMNS,
+        rows=rows(metrics),
+        claims=claims(metrics),
+        examples=examples(samples, tuple(metrics["arms"])),
+        long_message=LONG_MESSAGE,
+        record=record(experiment, metrics, env),
+        powered=POWERED_ITEMS,
+        draws=DRAWS,
+    )
+
+
+def examples(samples: Sequence[Sample], arms: Sequence[str], count: int = EXAMPLES) -> tuple[Example, ...]:
+    """Return the first questions, from different sources, that the right cache answers and a wrong one does not.
+
+    Where there are too few, the first other questions fill up: of sources not yet shown, if there are any.
+    """
+    by_item: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        if not sample.alone:
+            by_item.setdefault(sample.item, {})[sample.arm] = sample
+    order = sorted(by_item)
+    telling = [item for item in order if _telling(by_item[item])]
+    chosen: list[str] = []
+    for candidates, anew in ((telling, True), (order, True), (order, False)):
+        for item in candidates:
+            shown = {_source(by_item[each]) for each in chosen}
+            if len(chosen) < count and item not in chosen and not (anew and _source(by_item[item]) in shown):
+                chosen.append(item)
+    return tuple(_example(by_item[item], arms) for item in chosen)
+
+
+def record(
+    experiment: Experiment, metrics: Mapping[str, Any], env: Mapping[str, Any]
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Return the run record as titled groups of names and values."""
+    starts = [f"{each['utc']}  {each['command']}" for each in env.get("starts", [])]
+    revision = env.get("revision", {})
+    described = {key: dict(env.get(key) or {}) for key in DESCRIBED}
+    memory = described["machine"].pop("memory_bytes", None)
+    groups: dict[str, Any] = {
+        "run": {"id": env.get("run"), "started": starts or None},
+        "experiment": msgspec.to_builtins(experiment),
+        "code": {"commit": revision.get("commit"), "changed since": revision.get("dirty_diff") or "nothing"},
+        **described,
+        "machine": described["machine"] | {"memory": None if memory is None else size(memory)},
+        "other": {key: value for key, value in env.items() if key not in (*DESCRIBED, "run", "starts", "revision")}
+        | {"share of answers alone as in the batch": metrics.get("alone_agrees")},
+    }
+    return tuple((title, tuple(_flat(values))) for title, values in groups.items())
+
+
+def _flat(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every value under its dotted name."""
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        yield name, "; ".join(map(str, values)) or "none"
+    elif values is None or values == {}:
+        yield name or "all", "not recorded"
+    else:
+        yield name, str(values)
+
+
+def _telling(of: Mapping[str, Sample]) -> bool:
+    return {"kv", "kv-deranged"} <= set(of) and of["kv"].correct and not of["kv-deranged"].correct
+
+
+def _source(of: Mapping[str, Sample]) -> str:
+    return min(sample.source for sample in of.values())
+
+
+def _example(of: Mapping[str, Sample], arms: Sequence[str]) -> Example:
+    answered = [of[arm] for arm in ordered(arms) if arm in of]
+    first = answered[0]
+    said = (Said(each.arm, each.answer, each.correct, each.error, each.message) for each in answered)
+    return Example(first.item, first.question, first.gold, tuple(said))

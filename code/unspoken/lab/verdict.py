@@ -1,0 +1,255 @@
+"""From figures to words: what a run has shown, what it has not, and what it cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from unspoken.lab.experiment import POWERED_ITEMS
+from unspoken.lab.metrics import EQUAL_MARGIN
+from unspoken.lab.tables import Number, bracket, percent, points, probability
+
+Answer = Literal["yes", "no", "not shown"]
+Standing = Literal["holds", "not shown", "does not hold", "not measured"]
+SIGNIFICANT = 0.05
+CLAIMED_POINTS, CLAIMED_RATIO = 0.08, 2.0
+# A bootstrap over fewer clusters than about this gives intervals that are too narrow.
+ENOUGH_SOURCES = 30
+# One ratio has no spread: its interval would be a point.
+LEAST_TIMED = 2
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a run says.
+
+    Attributes:
+        answer: Whether understanding moved through the cache.
+        sentences: Three to six, for readers who know no statistics.
+        warnings: Whatever casts doubt on the run itself.
+    """
+
+    answer: Answer
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The founding claim against one text arm: 8 to 10 points more accuracy, twice the speed.
+
+    Attributes:
+        arm: The text arm.
+        accuracy: Whether the gain in accuracy holds.
+        accuracy_text: The gain with its interval.
+        speed: Whether the gain in speed holds.
+        speed_text: How many times as long text takes, with its interval.
+        timed_items: Items the speed was measured on.
+    """
+
+    arm: str
+    accuracy: Standing
+    accuracy_text: str
+    speed: Standing
+    speed_text: str
+    timed_items: int
+
+
+def judge(metrics: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on a run.
+
+    `yes` needs a content gain whose interval lies above 0 and whose p-value is below 0.05. `no` needs an
+    interval that leaves no room for a gain of 5 points, in a run large enough and a task on which reading the
+    text helps. Everything else is `not shown`.
+    """
+    answer = _answer(metrics)
+    found = claims(metrics)
+    sentences = (_content(answer, metrics), _presence(metrics), _closeness(metrics), *_claimed(found), _pilot(metrics))
+    return Verdict(answer, tuple(each for each in sentences if each), _warnings(metrics))
+
+
+def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """Return how the founding claim fares against each text arm."""
+    return tuple(_claim(arm, of) for arm, of in metrics.get("claims", {}).items())
+
+
+def _answer(metrics: Mapping[str, Any]) -> Answer:
+    gain = metrics.get("content_gain", {})
+    low, high, p = gain.get("low"), gain.get("high"), gain.get("p")
+    if low is None or high is None:
+        return "not shown"
+    if low > 0 and p is not None and p < SIGNIFICANT:
+        return "yes"
+    able = not metrics.get("pilot") and _text_helps(metrics) is not False
+    return "no" if high < 0 or (high < EQUAL_MARGIN and able) else "not shown"
+
+
+def _text_helps(metrics: Mapping[str, Any]) -> bool | None:
+    """Whether reading the whole text raises accuracy; None if that was not measured."""
+    arms = metrics.get("arms", {})
+    if not {"none", "full-text"} <= set(arms):
+        return None
+    return bool(arms["full-text"]["accuracy"] > arms["none"]["accuracy"])
+
+
+def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
+    gain = metrics.get("content_gain", {})
+    if gain.get("low") is None:
+        return (
+            "It is not shown that understanding moved: that takes the arms kv and kv-deranged, "
+            "the right cache and that of another text, in one run."
+        )
+    arms = metrics["arms"]
+    opening = {
+        "yes": "Yes, understanding moved",
+        "no": "No, understanding did not move",
+        "not shown": "It is not shown that understanding moved",
+    }[answer]
+    rates = (
+        f"with the right cache the receiver got {percent(arms['kv']['accuracy'])} % of the questions right, "
+        f"with the cache of another text {percent(arms['kv-deranged']['accuracy'])} %"
+    )
+    worth = f"the content is worth {percent(gain['mean'])} points ({_range(gain)}, {_p(gain.get('p'))})"
+    unable = "; reading the text itself did not help either, so this run cannot tell"
+    return f"{opening}: {rates}; {worth}{unable if _text_helps(metrics) is False else ''}."
+
+
+def _presence(metrics: Mapping[str, Any]) -> str:
+    effect = metrics.get("presence_effect", {})
+    if effect.get("low") is None:
+        return "What the mere presence of a cache does was not measured; that takes the arms none and kv-deranged."
+    numbers = f"{points(effect['mean'])} points against none at all ({_range(effect)})"
+    if effect["low"] > 0:
+        return f"The mere presence of a cache helps, even a wrong one: {numbers}."
+    if effect["high"] < 0:
+        return f"The mere presence of a wrong cache does harm: {numbers}."
+    return f"The mere presence of a cache is not shown to matter: a wrong one changes accuracy by {numbers}."
+
+
+def _closeness(metrics: Mapping[str, Any]) -> str:
+    gap = metrics.get("pgr", {}).get("kv")
+    if gap is None:
+        return "How close the cache comes to reading the text was not measured; that takes none, full-text and kv."
+    arms = metrics["arms"]
+    if gap.get("mean") is None or not _text_helps(metrics):
+        read, unread = percent(arms["full-text"]["accuracy"]), percent(arms["none"]["accuracy"])
+        rates = f"{read} % right with it, {unread} % without"
+        return f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
+    kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
+    return f"{kept}{_share_range(gap)}{_equality(metrics.get('kv_equals_full_text', {}))}."
+
+
+def _equality(equal: Mapping[str, Any]) -> str:
+    if equal.get("low") is None:
+        return ""
+    margin = f"{100 * equal['margin']:.0f} points"
+    if equal["equal"]:
+        return f"; the two are equal to within {margin}"
+    if equal["high"] <= -equal["margin"]:
+        return f"; the cache falls short of the text by {margin} or more"
+    if equal["low"] >= equal["margin"]:
+        return f"; the cache exceeds the text by {margin} or more"
+    return f"; that the two are equal to within {margin} is not shown"
+
+
+def _claimed(found: Sequence[Claim]) -> tuple[str, ...]:
+    if not found:
+        claim = "8 to 10 points more accuracy and twice the speed of text"
+        return (f"The founding claim ({claim}) was not tested; that takes kv and a text arm.",)
+    accuracy = _grouped([(each.accuracy, f"{each.arm} ({each.accuracy_text})") for each in found])
+    timed = [each for each in found if each.speed != "not measured"]
+    first = f"The founding claim of 8 to 10 points more accuracy than a written message {accuracy}."
+    if not timed:
+        return first, "The claim of twice the speed was not measured: no items were timed."
+    speed = _grouped([(each.speed, f"{each.arm} ({each.speed_text})") for each in timed])
+    count = min(each.timed_items for each in timed)
+    return first, f"The claim of twice the speed {speed}, measured on {count} item{'s' if count != 1 else ''}."
+
+
+def _grouped(standings: Sequence[tuple[Standing, str]]) -> str:
+    """Say 'holds against a and b, is not shown against c'."""
+    words: dict[Standing, str] = {
+        "holds": "holds",
+        "not shown": "is not shown",
+        "does not hold": "does not hold",
+        "not measured": "was not measured",
+    }
+    parts = []
+    for standing, verb in words.items():
+        against = [text for each, text in standings if each == standing]
+        if against:
+            parts.append(f"{verb} against {_listed(against)}")
+    return "; it ".join(parts)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _claim(arm: str, of: Mapping[str, Any]) -> Claim:
+    gain, ratio, timed = of["accuracy_difference"], of["time_ratio"], of["timed_items"]
+    return Claim(
+        arm,
+        _standing(gain, CLAIMED_POINTS),
+        f"{points(gain.get('mean'))} points{bracket(gain, percent)}",
+        _standing(ratio, CLAIMED_RATIO) if timed >= LEAST_TIMED or not timed else "not shown",
+        f"{_times(ratio.get('mean'))} times{bracket(ratio, _times)}" if timed else "not timed",
+        timed,
+    )
+
+
+def _standing(interval: Mapping[str, Any], claimed: Number) -> Standing:
+    low, high = interval.get("low"), interval.get("high")
+    if low is None or high is None:
+        return "not measured"
+    return "holds" if low >= claimed else "does not hold" if high < claimed else "not shown"
+
+
+def _pilot(metrics: Mapping[str, Any]) -> str:
+    if not metrics.get("pilot"):
+        return ""
+    about = f" about {metrics['sources']} texts" if "sources" in metrics else ""
+    return (
+        f"This is a pilot: it asked {metrics.get('items', 'few')} questions{about}, and telling a difference of "
+        f"5 points takes {POWERED_ITEMS}."
+    )
+
+
+def _warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    arms, found = metrics.get("arms", {}), []
+    gate, agrees, sources = metrics.get("gate"), metrics.get("alone_agrees"), metrics.get("sources")
+    if isinstance(gate, Mapping) and gate.get("passed") is False:
+        found.append(
+            "The gate was not passed: this engine does not move this model's caches exactly; no figure counts."
+        )
+    if {"kv", "kv-shifted"} <= set(arms) and arms["kv-shifted"]["accuracy"] >= arms["kv"]["accuracy"]:
+        rates = f"{percent(arms['kv-shifted']['accuracy'])} % against {percent(arms['kv']['accuracy'])} %"
+        found.append(f"The right cache at wrong positions (kv-shifted) should do worse than kv and does not: {rates}.")
+    failed = [f"{arm}: {of['failures']} of {of['n']}" for arm, of in arms.items() if of.get("failures")]
+    if failed:
+        found.append(f"Some questions got no answer and count as wrong ({'; '.join(failed)}).")
+    if agrees is not None and agrees < 1:
+        found.append(f"Of the answers given alone, {percent(agrees)} % are the same as in the batch; all should be.")
+    if sources is not None and sources < ENOUGH_SOURCES:
+        found.append(f"With questions about only {sources} texts, the intervals are likely too narrow.")
+    return tuple(found)
+
+
+def _range(interval: Mapping[str, Any]) -> str:
+    return f"95 % interval {percent(interval['low'])} to {percent(interval['high'])}"
+
+
+def _share_range(interval: Mapping[str, Any]) -> str:
+    low, high = interval.get("low"), interval.get("high")
+    return "" if low is None or high is None else f" (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+
+def _times(value: Number | None) -> str:
+    return "?" if value is None else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _p(value: Number | None) -> str:
+    if value is None:
+        return "no p-value"
+    shown = probability(value)
+    return f"p {shown[0]} {shown[1:]}" if shown[0] == "<" else f"p = {shown}"

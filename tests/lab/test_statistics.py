@@ -1,0 +1,149 @@
+"""Statistics against oracles that are slow, or worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unspoken.lab.statistics import ClusterBootstrap, holm, mcnemar, spread
+
+CLUSTERS = ["a", "a", "a", "b", "c", "c", "d", "d"]
+VALUES = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5]
+
+
+def test_resampled_means_equal_a_loop_over_resampled_items() -> None:
+    seed, draws = 7, 50
+    found = ClusterBootstrap(CLUSTERS, seed, draws).means(VALUES)
+    rng = np.random.default_rng(seed)
+    names = sorted(set(CLUSTERS))
+    for draw in range(draws):
+        counts = rng.multinomial(len(names), [1 / len(names)] * len(names))
+        items = [
+            value
+            for name, times in zip(names, counts, strict=True)
+            for _ in range(times)
+            for value, cluster in zip(VALUES, CLUSTERS, strict=True)
+            if cluster == name
+        ]
+        assert found[draw] == pytest.approx(sum(items) / len(items))
+
+
+def test_interval_agrees_with_a_bootstrap_that_picks_clusters_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    clusters = [f"{at // 4}" for at in range(80)]
+    values = (rng.random(80) < np.repeat(rng.random(20), 4)).astype(float).tolist()
+    interval = ClusterBootstrap(clusters, 1, 4000).interval(values)
+    blocks = [values[at : at + 4] for at in range(0, 80, 4)]
+    means = [np.mean([blocks[pick] for pick in rng.integers(0, 20, 20)]) for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert interval.mean == pytest.approx(np.mean(values))
+    # Two simulations of 4,000 draws: their quantiles differ by a few thousandths.
+    assert interval.low == pytest.approx(low, abs=0.02)
+    assert interval.high == pytest.approx(high, abs=0.02)
+
+
+def test_whole_clusters_make_a_wider_interval_than_single_items() -> None:
+    clusters = [f"{at // 10}" for at in range(100)]
+    values = [float((at // 10) % 2) for at in range(100)]
+    grouped = ClusterBootstrap(clusters, 0).interval(values)
+    single = ClusterBootstrap([str(at) for at in range(100)], 0).interval(values)
+    assert grouped.high - grouped.low > 2 * (single.high - single.low)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng, hits = np.random.default_rng(3), 0
+    for trial in range(200):
+        truth = rng.random(40) * 0.4 + 0.3
+        values = (rng.random((40, 5)) < truth[:, None]).astype(float).ravel().tolist()
+        interval = ClusterBootstrap([str(at // 5) for at in range(200)], trial, 400).interval(values)
+        hits += interval.low <= 0.5 <= interval.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_the_same_seed_gives_the_same_resamples_for_every_statistic() -> None:
+    first, again, other = ClusterBootstrap(CLUSTERS, 5), ClusterBootstrap(CLUSTERS, 5), ClusterBootstrap(CLUSTERS, 6)
+    assert (first.means(VALUES) == again.means(VALUES)).all()
+    assert (first.means(VALUES) != other.means(VALUES)).any()
+    # Paired: the mean of a difference is the difference of the means, resample by resample.
+    doubled = [2 * value for value in VALUES]
+    assert first.means(doubled) - first.means(VALUES) == pytest.approx(first.means(VALUES))
+
+
+def test_a_constant_has_an_interval_of_no_width() -> None:
+    interval = ClusterBootstrap(CLUSTERS, 0).interval([0.25] * len(CLUSTERS))
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_lower_level_gives_a_narrower_interval() -> None:
+    bootstrap = ClusterBootstrap(CLUSTERS, 0)
+    wide, narrow = bootstrap.interval(VALUES, 0.95), bootstrap.interval(VALUES, 0.90)
+    assert wide.low <= narrow.low <= narrow.high <= wide.high
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_spread_takes_percentiles_of_what_is_a_number() -> None:
+    resampled = np.array([math.nan, math.inf, *range(101)], dtype=np.float64)
+    assert spread(50.0, resampled, 0.9) == spread(50.0, np.arange(101, dtype=np.float64), 0.9)
+    interval = spread(50.0, resampled, 0.9)
+    assert (interval.low, interval.high) == pytest.approx((5.0, 95.0))
+    for undefined in (spread(math.nan, resampled), spread(1.0, np.array([math.nan]))):
+        assert all(math.isnan(value) for value in (undefined.mean, undefined.low, undefined.high))
+
+
+@pytest.mark.parametrize(
+    ("only_left", "only_right", "p"),
+    # Twice the binomial tail at one half, worked by hand: 2 (1 + 6) / 64, 2 / 64, 2 (1 + 12 + 66) / 4096 ...
+    [
+        (1, 5, 0.21875),
+        (6, 0, 0.03125),
+        (10, 2, 0.03857421875),
+        (0, 0, 1.0),
+        (4, 4, 1.0),
+        (1, 0, 1.0),
+        (0, 10, 0.001953125),
+    ],
+)
+def test_mcnemar_has_the_known_values(only_left: int, only_right: int, p: float) -> None:
+    left = [True] * only_left + [False] * only_right + [True, False, True]
+    right = [False] * only_left + [True] * only_right + [True, False, True]
+    assert mcnemar(left, right) == p
+    assert mcnemar(right, left) == p
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=9))
+@settings(max_examples=60)
+def test_mcnemar_equals_counting_all_assignments(rows: list[tuple[bool, bool]]) -> None:
+    differing = [left for left, right in rows if left != right]
+    seen = abs(2 * sum(differing) - len(differing))
+    worlds = list(itertools.product((0, 1), repeat=len(differing)))
+    extreme = sum(abs(2 * sum(world) - len(differing)) >= seen for world in worlds)
+    found = mcnemar([left for left, _ in rows], [right for _, right in rows])
+    assert found == pytest.approx(extreme / len(worlds))
+
+
+def test_mcnemar_refuses_rows_of_different_lengths() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        mcnemar([True], [True, False])
+
+
+def test_holm_has_the_hand_computed_values() -> None:
+    # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1 raised to the one before it.
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert list(found) == ["a", "b", "c", "d"]
+    assert list(found.values()) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=8))
+def test_holm_keeps_the_order_and_lies_between_raw_and_bonferroni(p_values: dict[str, float]) -> None:
+    adjusted = holm(p_values)
+    for name, p in p_values.items():
+        assert p <= adjusted[name] <= min(1.0, len(p_values) * p) + 1e-12
+    ranked = sorted(p_values, key=p_values.__getitem__)
+    assert [adjusted[name] for name in ranked] == sorted(adjusted.values())

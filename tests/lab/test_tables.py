@@ -1,0 +1,108 @@
+"""The results table in its forms."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from unspoken.lab import tables
+
+
+def test_terminal_and_markdown_show_the_same_cells(usual: Any) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(tables.terminal(usual.metrics))
+    shown = console.export_text()
+    written = tables.markdown(usual.metrics).replace("\\*", "*")
+    for row in tables.rows(usual.metrics):
+        for column in tables.COMPACT:
+            text = row.cells[column.key].text.strip()
+            assert text in shown
+            assert f"| {text} |" in written
+
+
+def test_terminal_fits_eighty_columns(usual: Any) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.terminal(usual.metrics))
+    assert "…" not in console.export_text()
+
+
+def test_markdown_is_a_table(usual: Any) -> None:
+    lines = tables.markdown(usual.metrics).splitlines()
+    bars = {line.count("|") for line in lines if line.startswith("|")}
+    assert bars == {len(tables.COMPACT) + 1}
+    assert sum(line.startswith("|") for line in lines) == 2 + 5
+
+
+def test_cells(usual: Any) -> None:
+    cells = {row.arm: row.cells for row in tables.rows(usual.metrics)}
+    kv, text = cells["kv"], cells["text@8"]
+    assert kv["accuracy"].text.startswith("75.0 [")
+    assert kv["bytes"].text == "1.71 MB"
+    assert kv["pgr"].text == "67"
+    assert kv["vs_kv"].text == tables.MISSING
+    assert text["vs_kv"].text.strip() == "-25.0"
+    assert text["total"].text == "3.00"
+    assert text["vs_kv_interval"].order == -0.25
+
+
+def test_star_marks_a_difference_that_is_more_than_chance(build: Callable[..., Any]) -> None:
+    metrics = build({"kv": "1" * 12, "none": "0" * 12}).metrics
+    assert tables.rows(metrics)[0].cells["vs_kv"].text == "-100.0 *"
+
+
+def test_untimed_run_has_no_times(build: Callable[..., Any]) -> None:
+    (row,) = tables.rows(build({"none": "10"}, timed=0).metrics)
+    assert row.cells["total"].text == row.cells["first"].text == tables.MISSING
+
+
+def test_rows_go_by_family() -> None:
+    arms = ("kv-zero", "kv", "text", "full-text", "none")
+    assert tables.ordered(arms) == ["none", "text", "full-text", "kv", "kv-zero"]
+    assert [tables.family(arm) for arm in arms] == ["control", "content", "text", "text", "control"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("none", "only the question"),
+        ("text@32", "at most 32 tokens, written by the sender not knowing the question"),
+        ("text-asked@16", "at most 16 tokens, written by the sender knowing the question"),
+        ("kv+int8", "the sender's cache of the text, sent as int8"),
+        ("need@0.3", "what the channel 'need@0.3' hands over"),
+    ],
+)
+def test_what_was_received_in_words(arm: str, words: str) -> None:
+    assert words in tables.received(arm)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (None, "-"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1.00 kB"),
+        (1000, "1.00 kB"),
+        (12_345, "12.3 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1.00 MB"),
+        (1_712_169.2, "1.71 MB"),
+        (3e13, "30.0 TB"),
+    ],
+)
+def test_size(count: float | None, shown: str) -> None:
+    assert tables.size(count) == shown
+
+
+def test_small_numbers() -> None:
+    assert tables.points(-0.0001) == tables.points(0.0) == "0.0"
+    assert tables.percent(-0.0001) == "0.0"
+    assert tables.points(0.1) == "+10.0"
+    assert tables.probability(1e-9) == "<0.001"
+    assert tables.probability(0.04321) == "0.043"
+    assert tables.seconds(14.85) == "14.8"
+    assert tables.seconds(123.4) == "123"
