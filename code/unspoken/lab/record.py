@@ -205,8 +205,8 @@ def revision() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command as the user typed it, without the folder the program lies in."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command as the user typed it."""
+    return " ".join(["unspoken", *sys.argv[1:]])
 
 
 def _git(root: Path, *args: str) -> str:
