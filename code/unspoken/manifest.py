@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from unspoken.errors import IncompatibleCache
-from unspoken.spec import ModelSpec
+from unspoken.spec import ModelSpec, fingerprint
 
 SpanKind = Literal["sink", "system", "content", "thought", "template"]
 LayerKind = Literal["full", "sliding"]
@@ -123,6 +123,7 @@ def _show(value: object) -> str:
     """Shorten what would fill the screen: a RoPE is told apart by its kind and first frequencies."""
     if isinstance(value, msgspec.Struct) and hasattr(value, "inverse_frequencies"):
         middle = value.inverse_frequencies[len(value.inverse_frequencies) // 2]
+        told = fingerprint(msgspec.json.encode(value))[:8]
         dims = 2 * len(value.inverse_frequencies)
-        return f"{getattr(value, 'kind', '?')} RoPE over {dims} dims, middle frequency {middle:.3g}"
+        return f"{getattr(value, 'kind', '?')} RoPE over {dims} dims ({middle:.3g} in the middle, {told})"
     return str(value)

@@ -23,7 +23,7 @@ from unspoken.transforms.rope import Move, RemoveRope
 SOURCE = "The old mill is run by Anna. It was calm."
 OTHER = "Bob left the harbour on Monday."
 QUESTION = " Who runs the mill?"
-OPTIONS = (" Anna", " Bob", " X")
+OPTIONS = (" Anna", " Bob", "X")
 BOUND = 1e-4
 PromptOf = Callable[[Engine, str], Prompt]
 

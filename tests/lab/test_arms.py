@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unspoken.channels import CHANNELS
@@ -132,6 +132,7 @@ def test_a_long_source_gets_the_neutral_text_repeated(fake: FakeEngine, receiver
     assert fake.decode(delivery.past.span("content").manifest.token_ids or ()) == (NEUTRAL * 3)[: 2 * len(NEUTRAL) + 5]
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 500), min_size=2, max_size=40))
 def test_no_source_keeps_its_own_columns_and_each_is_given_once(lengths: dict[str, int]) -> None:
     pairs = derangement(lengths)
@@ -139,6 +140,7 @@ def test_no_source_keeps_its_own_columns_and_each_is_given_once(lengths: dict[st
     assert all(source != donor for source, donor in pairs.items())
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 500), min_size=2, max_size=40))
 def test_donors_are_of_nearly_the_same_length(lengths: dict[str, int]) -> None:
     order = sorted(lengths.values())

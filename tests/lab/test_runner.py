@@ -18,7 +18,13 @@ from unspoken.lab.record import RunFolder, Sample, open_finished
 from unspoken.lab.runner import Runner, Watcher, load_task, task_hash
 
 SMALL = Experiment(
-    name="small", items=18, seed=1, answer_tokens=16, arms=("none", "kv", "full-text", "kv-deranged"), batch_sources=2
+    name="small",
+    items=12,
+    seed=1,
+    answer_tokens=16,
+    arms=("none", "kv", "full-text", "kv-deranged"),
+    batch_sources=1,
+    timed_items=1,
 )
 
 
@@ -76,15 +82,15 @@ def _accuracy(samples: list[Sample], arm: str) -> float:
 
 
 def test_on_private_facts_kv_is_right_and_the_controls_are_at_chance(run: Callable[..., list[Sample]]) -> None:
-    experiment = Experiment(name="all", items=36, seed=3, answer_tokens=24)
+    experiment = Experiment(name="all", items=24, seed=3, answer_tokens=24, timed_items=1)
     samples = run(experiment)
     assert {sample.arm for sample in samples} == set(DEFAULT_ARMS)
     assert not [sample.error for sample in samples if sample.error]
     accuracy = {arm: _accuracy(samples, arm) for arm in DEFAULT_ARMS}
     assert accuracy["kv"] == accuracy["kv-continue"] == accuracy["full-text"] == 1.0
-    # Chance is one in six; four standard deviations of 36 answers are 0.25.
+    # Chance is one in six; four standard deviations of 24 answers are 0.30.
     for arm in ("none", "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted"):
-        assert accuracy[arm] < 1 / 6 + 0.25, arm
+        assert accuracy[arm] < 1 / 6 + 0.30, arm
     metrics = compute(experiment, samples, {})
     assert metrics["content_gain"]["low"] > 0.5
     assert metrics["arms"]["kv"]["kl"] < 1e-3 < metrics["arms"]["none"]["kl"]
@@ -132,7 +138,7 @@ def test_progress_is_told_from_start_to_end(run: Callable[..., list[Sample]]) ->
     assert watch.told[1][2] == "full-text"
 
 
-@pytest.mark.parametrize("after", [1, 2, 5, 9, 14])
+@pytest.mark.parametrize("after", [1, 5, 9])
 def test_a_killed_run_goes_on_where_it_was(
     run: Callable[..., list[Sample]],
     whole: list[Sample],
@@ -157,7 +163,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert _folder(tmp_path).samples() == resumed
 
 
-@pytest.mark.parametrize("cut", [1, 40, 700])
+@pytest.mark.parametrize("cut", [1, 700])
 def test_a_line_cut_short_by_a_kill_is_dropped_and_run_again(
     run: Callable[..., list[Sample]], whole: list[Sample], tmp_path: Path, cut: int
 ) -> None:
@@ -205,7 +211,7 @@ def test_another_experiment_or_identity_is_another_run(tmp_path: Path) -> None:
 def test_a_finished_run_is_packed_and_can_be_read(run: Callable[..., list[Sample]], tmp_path: Path) -> None:
     samples = run()
     folder = _folder(tmp_path)
-    folder.finish(samples, {"items": 18}, "<html></html>")
+    folder.finish(samples, {"items": 12}, "<html></html>")
     assert {each.name for each in folder.path.iterdir()} == {
         "config.yaml", "env.json", "metrics.json", "report.html", "samples.jsonl.gz",
     }  # fmt: skip
@@ -222,7 +228,7 @@ def test_items_that_cannot_be_run_are_recorded_as_failures_and_counted(run: Call
     assert all("was made for 300" in (sample.error or "") and not sample.correct for sample in failed)
     assert len(samples) == len({sample.cell for sample in samples})
     metrics = compute(SMALL, samples, {})
-    assert metrics["arms"]["kv"]["failures"] == metrics["arms"]["kv"]["n"] == 18
+    assert metrics["arms"]["kv"]["failures"] == metrics["arms"]["kv"]["n"] == 12
     assert metrics["arms"]["kv"]["accuracy"] == 0.0
 
 
@@ -241,15 +247,15 @@ def test_a_batch_that_fails_leaves_the_others_alone(
         return read(self, text)
 
     monkeypatch.setattr(Agent, "read", refusing)
-    experiment = msgspec.structs.replace(SMALL, arms=("kv", "full-text"), batch_sources=1, timed_items=0)
+    experiment = msgspec.structs.replace(SMALL, arms=("kv", "full-text"), timed_items=0)
     samples = run(experiment)
     assert {sample.source for sample in samples if sample.error} == {bad.id}
     assert all(sample.error == "Too long. Shorten it." for sample in samples if sample.source == bad.id)
     assert all(sample.correct for sample in samples if sample.source != bad.id)
     # A failure is a finished cell: going on with the run does not try it again.
     watch = Killer()
-    assert len(run(experiment, watch)) == 36
-    assert watch.told == [(36, 36, "")]
+    assert len(run(experiment, watch)) == 24
+    assert watch.told == [(24, 24, "")]
 
 
 def test_a_bug_is_not_taken_for_a_failed_item(
@@ -262,8 +268,8 @@ def test_a_bug_is_not_taken_for_a_failed_item(
 
 def test_what_a_task_asks_has_one_hash() -> None:
     task, sources = load_task(SMALL)
-    assert task_hash(sources) == task_hash(task.sources(18, 1))
-    assert task_hash(sources) != task_hash(task.sources(18, 2))
+    assert task_hash(sources) == task_hash(task.sources(12, 1))
+    assert task_hash(sources) != task_hash(task.sources(12, 2))
     with pytest.raises(UsageError, match="no task named"):
         load_task(Experiment(task="riddles"))
 

@@ -115,7 +115,7 @@ def test_interleaved_pairs_are_half_pairs_in_another_order() -> None:
 
 
 @given(a=st.integers(0, 3000), b=st.integers(0, 3000))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_moving_twice_equals_moving_once(a: int, b: int) -> None:
     engine = FakeEngine()
     cache = RemoveRope()(ApplyRope()(_gapped(engine, [0, 1, 5, 8])))
@@ -127,7 +127,7 @@ def test_moving_twice_equals_moving_once(a: int, b: int) -> None:
 
 
 @given(delta=st.integers(-500, 500))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_turning_keeps_lengths_and_relative_angles(delta: int) -> None:
     engine = FakeEngine()
     cache = _gapped(engine, [600, 601, 640])

@@ -23,6 +23,8 @@ MANIFEST_KEY = "unspoken.manifest"
 ELEMENTS = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 POSITION = ("I32", 4)
 AGAIN = "Ask the sender to capture and send it again."
+# What a message shows of a text that came with a file, at most.
+SHOWN = 400
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,17 @@ class Header:
     file_bytes: int
 
 
+def printable(text: str) -> str:
+    """Return a text as one line without control characters: a file's own words must not steer a terminal."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= SHOWN else line[:SHOWN] + "..."
+
+
+def refused(path: Path, problem: str, hint: str = AGAIN) -> CacheFileError:
+    """Return the error for a file that is no sound cache, with what is wrong with it."""
+    return CacheFileError(f"{path.name} {printable(problem)}.", hint)
+
+
 def manifest_digest(version: int, cache: Manifest, digests: dict[str, str]) -> str:
     """Return the SHA-256 of a manifest's canonical JSON: sorted keys, no spaces."""
     data = {"version": version, "cache": msgspec.to_builtins(cache), "digests": digests}
@@ -159,36 +172,43 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     raw, file_bytes = _raw_header(path, caps)
     fields = _parsed(path, raw)
     manifest = _manifest(path, fields.pop("__metadata__", None))
-    _check_caps(path, manifest.cache, caps)
+    problem = first_problem(manifest.cache, caps)
+    if problem is not None:
+        raise refused(path, problem)
     tensors = _entries(path, fields)
     expected = layout(manifest.cache)
     if tensors != expected:
-        raise CacheFileError(f"{path.name} {_first_difference(tensors, expected)}.", AGAIN)
+        raise refused(path, _first_difference(tensors, expected))
+    if manifest.digests.keys() != expected.keys():
+        raise refused(path, "has digests of other tensors than it holds")
     end = 8 + len(raw) + max(entry.stop for entry in tensors.values())
     if file_bytes != end:
         state = "truncated" if file_bytes < end else "followed by foreign bytes"
-        raise CacheFileError(f"{path.name} is {state}: it has {file_bytes} bytes, its header describes {end}.", AGAIN)
+        raise refused(path, f"is {state}: it has {file_bytes} bytes, its header describes {end}")
     return Header(manifest, tensors, 8 + len(raw), file_bytes)
 
 
 def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:
     try:
         file_bytes = path.stat().st_size
+        if not path.is_file():  # Opening a pipe would wait for ever.
+            raise StorageError(f"The cache file {path} cannot be read: it is no regular file.", "Give a file.")
         with open(path, "rb") as file:
             start = file.read(8)
             if len(start) < 8:
-                raise CacheFileError(f"{path.name} has {file_bytes} bytes: too short for a cache file.", AGAIN)
+                raise refused(path, f"has {file_bytes} bytes: too short for a cache file")
             (length,) = struct.unpack("<Q", start)
             if length > caps.header_bytes or file_bytes > caps.file_bytes:
-                raise CacheFileError(
-                    f"{path.name} claims a header of {length} bytes in a file of {file_bytes}; at most "
-                    f"{caps.header_bytes} and {caps.file_bytes} are read.",
+                raise refused(
+                    path,
+                    f"claims a header of {length} bytes in a file of {file_bytes}; at most {caps.header_bytes} and "
+                    f"{caps.file_bytes} are read",
                     "It is no cache file, or damaged at its start. " + AGAIN,
                 )
             if 8 + length > file_bytes:
-                raise CacheFileError(
-                    f"{path.name} is truncated: its header has {length} bytes, the file {file_bytes}.", AGAIN
-                )
+                raise refused(path, f"is truncated: its header has {length} bytes, the file {file_bytes}")
+            if length % 8:  # Tensors are used where they lie, which they can be only if they are aligned.
+                raise refused(path, f"has a header of {length} bytes, which is no multiple of eight")
             return file.read(length), file_bytes
     except OSError as error:
         raise StorageError(
@@ -206,35 +226,39 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(raw, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise CacheFileError(f"{path.name} is no safetensors file: its header is not JSON ({error}).", AGAIN) from error
+        raise refused(path, f"is no safetensors file: its header is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise CacheFileError(f"{path.name} is no safetensors file: its header is no JSON object.", AGAIN)
+        raise refused(path, "is no safetensors file: its header is no JSON object")
     return fields
 
 
 def _manifest(path: Path, metadata: object) -> FileManifest:
     text = metadata.get(MANIFEST_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
-        raise CacheFileError(
-            f"{path.name} is a safetensors file, but no cache: it has no '{MANIFEST_KEY}'.",
+        raise refused(
+            path,
+            f"is a safetensors file, but no cache: it has no '{MANIFEST_KEY}'",
             "Make one with `unspoken capture`.",
         )
     try:
         version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version", msgspec.Raw(b"null"))
         if version != msgspec.Raw(str(VERSION).encode()):
-            raise CacheFileError(
-                f"{path.name} has format version {bytes(version).decode()[:20]}, this program reads version {VERSION}.",
+            raise refused(
+                path,
+                f"has format version {bytes(version).decode()[:20]}, this program reads version {VERSION}",
                 "Upgrade unspoken, or ask the sender for a file of this version.",
             )
         manifest = msgspec.json.decode(text, type=FileManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CacheFileError(f"{path.name} has a manifest that is not valid: {error}.", AGAIN) from error
-    if manifest.digest != manifest.expected_digest():
-        raise CacheFileError(f"{path.name} was changed: its manifest does not match its digest.", AGAIN)
+        expected = manifest.expected_digest()
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        raise refused(path, f"has a manifest that is not valid: {error}") from error
+    if manifest.digest != expected:
+        raise refused(path, "was changed: its manifest does not match its digest")
     return manifest
 
 
-def _check_caps(path: Path, cache: Manifest, caps: Caps) -> None:
+def first_problem(cache: Manifest, caps: Caps) -> str | None:
+    """Return why no reader takes a cache of this manifest ("holds zero layers"), or None if every reader does."""
     spec, indices = cache.spec, [layer.index for layer in cache.layers]
     columns = [layer.columns for layer in cache.layers]
     longest = max(columns, default=0)
@@ -245,8 +269,8 @@ def _check_caps(path: Path, cache: Manifest, caps: Caps) -> None:
         f"holds {len(indices)} layers (at most {caps.layers})": len(indices) > caps.layers,
         f"holds {longest} columns (at most {caps.columns})": longest > caps.columns,
         "has a layer with no columns": any(count < 1 for count in columns),
-        f"holds layers that the model of {spec.layers} layers does not have, or one twice": len(set(indices))
-        != len(indices)
+        f"holds layers that the model of {spec.layers} layers does not have, or one twice, or out of order": indices
+        != sorted(set(indices))
         or any(not 0 <= index < spec.layers for index in indices),
         f"has an impossible shape of {spec.kv_heads} heads of {spec.head_dim}": not (
             0 < spec.kv_heads <= 1 << 12 and 0 < spec.head_dim <= 1 << 14
@@ -257,9 +281,7 @@ def _check_caps(path: Path, cache: Manifest, caps: Caps) -> None:
         "has spans outside its columns": any(not 0 <= span.start < span.stop <= longest for span in cache.spans),
         f"has {len(ids or ())} token ids for {longest} columns": ids is not None and len(ids) != longest,
     }
-    for problem, found in problems.items():
-        if found:
-            raise CacheFileError(f"{path.name} {problem}.", AGAIN)
+    return next((problem for problem, found in problems.items() if found), None)
 
 
 def _entries(path: Path, fields: dict[str, Any]) -> dict[str, Entry]:
@@ -270,8 +292,8 @@ def _entries(path: Path, fields: dict[str, Any]) -> dict[str, Entry]:
 
     try:
         parsed = msgspec.convert(fields, type=dict[str, Raw])
-    except msgspec.ValidationError as error:
-        raise CacheFileError(f"{path.name} has a tensor table that is not valid: {error}.", AGAIN) from error
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise refused(path, f"has a tensor table that is not valid: {error}") from error
     return {name: Entry(raw.dtype, raw.shape, *raw.data_offsets) for name, raw in parsed.items()}
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.cachefile.digest import digest_and_check
-from unspoken.cachefile.header import AGAIN, CAPS, Caps, Header, peek
-from unspoken.errors import CacheFileError, StorageError, UsageError
+from unspoken.cachefile.header import CAPS, Caps, Header, peek, refused
+from unspoken.errors import StorageError, UsageError
 
 READERS = 2
 
@@ -91,4 +91,4 @@ def _verify(path: Path, header: Header, data: Tensor, names: Sequence[str]) -> N
     with ThreadPoolExecutor(READERS) as pool:
         found = [each for share in pool.map(problems, (names[at::READERS] for at in range(READERS))) for each in share]
     if found:
-        raise CacheFileError(f"{path.name} {found[0]}.", AGAIN)
+        raise refused(path, found[0])

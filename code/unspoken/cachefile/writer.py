@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +17,16 @@ from torch import Tensor
 
 from unspoken.cache import KVCache
 from unspoken.cachefile.digest import digest_and_check
-from unspoken.cachefile.header import VERSION, FileManifest, encode_header, layout, manifest_digest, tensor_names
+from unspoken.cachefile.header import (
+    CAPS,
+    VERSION,
+    FileManifest,
+    encode_header,
+    first_problem,
+    layout,
+    manifest_digest,
+    tensor_names,
+)
 from unspoken.errors import StorageError, UsageError
 from unspoken.manifest import Manifest
 
@@ -32,15 +43,16 @@ def write_cache(cache: KVCache, path: str | Path) -> FileManifest:
 
     Raises:
         StorageError: If the file cannot be written.
-        UsageError: If the cache holds NaN, infinity or negative positions, which no reader accepts.
+        UsageError: If it is a cache that no reader accepts: with NaN, infinity or negative positions, say.
     """
     path = Path(path)
     if sys.byteorder != "little":
         raise UsageError("Cache files are little-endian, this machine is not.", "Write it on a little-endian machine.")
-    tensors = dict(zip(tensor_names(cache.manifest), _in_order(cache), strict=True))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    info = _described(cache)
+    tensors = dict(zip(tensor_names(info), _in_order(cache), strict=True))
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        manifest = _write(cache.manifest, tensors, part)
+        manifest = _write(info, tensors, part)
         os.replace(part, path)
     except OSError as error:
         raise StorageError(
@@ -53,11 +65,30 @@ def write_cache(cache: KVCache, path: str | Path) -> FileManifest:
     return manifest
 
 
+def _described(cache: KVCache) -> Manifest:
+    """Return the manifest as a reader will see it, or refuse a cache that no reader accepts."""
+    try:
+        info = msgspec.json.decode(msgspec.json.encode(cache.manifest), type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, TypeError, UnicodeEncodeError) as error:
+        raise UsageError(
+            f"The cache's manifest cannot be written as JSON: {error}.", "Give it plain values and valid text."
+        ) from error
+    problem = first_problem(info, CAPS)
+    for layer in cache.layers:
+        expected, found = [info.spec.kv_heads, layer.columns, info.spec.head_dim], list(layer.keys.shape)
+        if problem is None and found != expected:
+            problem = f"has layer {layer.index} as {found}, its model says {expected}"
+    if problem is not None:
+        raise UsageError(f"The cache {problem}; no reader would accept its file.", "Capture it again with its model.")
+    return info
+
+
 def _write(info: Manifest, tensors: dict[str, Tensor], part: Path) -> FileManifest:
     places, names = layout(info), list(tensors)
     blank = FileManifest(VERSION, info, dict.fromkeys(names, _BLANK), _BLANK)
     data_start = len(encode_header(blank, places))
-    with ThreadPoolExecutor(WRITERS) as pool, open(part, "wb", buffering=0) as file:
+    # The pool ends before the file is closed: a thread that is still writing must not meet a closed descriptor.
+    with open(part, "wb", buffering=0) as file, ThreadPoolExecutor(WRITERS) as pool:
 
         def store(share: list[str]) -> dict[str, str]:
             digests = {}

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from unspoken.cache import KVCache
 from unspoken.engines.protocol import Engine, Frame, Prompt
+from unspoken.errors import UsageError
 from unspoken.manifest import Step
 
 
@@ -168,8 +169,12 @@ def parse_channel(text: str) -> tuple[str, dict[str, Any]]:
 
     `@N` is the channel's amount (tokens of a message), `+NAME` the element type on the wire.
     """
-    rest, _, codec = text.partition("+")
-    name, _, amount = rest.partition("@")
+    rest, plus, codec = text.partition("+")
+    name, at, amount = rest.partition("@")
+    if (plus and not codec) or (at and not amount):
+        raise UsageError(
+            f"The channel '{text}' ends where an option should follow.", "Write text@32, kv or kv+float32."
+        )
     options: dict[str, Any] = {}
     if amount:
         options["amount"] = amount
@@ -185,7 +190,6 @@ def build_channel(text: str) -> Channel:
         UsageError: If the name is unknown or does not take the options.
     """
     from unspoken.channels import CHANNELS
-    from unspoken.errors import UsageError
 
     name, options = parse_channel(text)
     kind = CHANNELS.load(name)

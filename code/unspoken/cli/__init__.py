@@ -59,7 +59,9 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except UnspokenError as error:
-        click.echo(f"Error: {error.problem}\n{error.hint}", err=True)
+        from unspoken.cachefile.header import printable
+
+        click.echo(f"Error: {printable(error.problem)}\n{printable(error.hint)}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from unspoken.cli.common import agent, as_json, human_bytes, model_options, opened, print_json, read_text
+from unspoken.cli.common import (
+    agent,
+    as_json,
+    human_bytes,
+    model_options,
+    opened,
+    print_json,
+    read_text,
+    require_whole,
+)
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +57,8 @@ def ask(
         raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
+    if any("\ud800" <= letter <= "\udfff" for letter in question):  # How bytes that are no text get here.
+        raise UsageError("The question is not UTF-8 text.", "Type it again, in a terminal set to UTF-8.")
     if cache_file is not None:
         from unspoken.cachefile import peek
 
@@ -60,7 +71,9 @@ def ask(
     if cache_file is not None:
         from unspoken.cachefile import read_cache
 
-        reply = answering.ask_cache(question, read_cache(cache_file), new_tokens=tokens)
+        cache = read_cache(cache_file)
+        require_whole(cache)
+        reply = answering.ask_cache(question, cache, new_tokens=tokens)
     else:
         talk = Session(agent(sender, None, loaded), answering, channel=channel)
         reply = talk.ask(answering.name, question, about=text or "", sender=sender, new_tokens=tokens)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import IncompatibleCache, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from unspoken.cache import KVCache
     from unspoken.engines.gate import GateResult
     from unspoken.engines.protocol import Engine
     from unspoken.session import Agent
@@ -80,15 +81,29 @@ def read_text(path: str) -> str:
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text.encode()  # Standard input may let other bytes through, as lone surrogates.
     except OSError as error:
         raise StorageError(
             f"The document {path} cannot be read: {error.strerror}.", "Give an existing text file."
         ) from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UsageError(f"The document {path} is not UTF-8 text.", "Convert it to plain UTF-8 text first.") from error
     if not text.strip():
         raise UsageError(f"The document {path} is empty: there is nothing to understand.", "Give a text.")
     return text
+
+
+def require_whole(cache: KVCache) -> None:
+    """Refuse to inject a cache that holds only some of its model's layers; reading such a file is no error.
+
+    Raises:
+        IncompatibleCache: If a layer is missing.
+    """
+    if len(cache.layers) != cache.spec.layers:
+        raise IncompatibleCache(
+            f"The cache holds {len(cache.layers)} of the {cache.spec.layers} layers of '{cache.spec.name}'.",
+            "Ask the sender for a whole one.",
+        )
 
 
 def note(text: str) -> None:

@@ -61,4 +61,5 @@ def _existing(folder: Path) -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    return os.access(_existing(folder), os.W_OK)
+    found = _existing(folder)
+    return found.is_dir() and os.access(found, os.W_OK)

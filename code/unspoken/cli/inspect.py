@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from unspoken.cachefile.header import peek
+from unspoken.cachefile.header import peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
 
 
@@ -37,4 +37,4 @@ def inspect(file: str, as_json: bool) -> None:
     }
     width = max(map(len, rows))
     for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(value)}")

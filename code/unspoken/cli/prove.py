@@ -56,7 +56,10 @@ def conduct(experiment: Experiment, results: Path, as_json: bool) -> None:
     """Run an experiment and show what came of it."""
     note(f"Loading {experiment.model} and checking its gate ...")
     with quick_start():
+        from unspoken.lab.arms import build_arm
         from unspoken.lab.study import run_study
+    for name in experiment.arms:
+        build_arm(name)  # An unknown arm is told before a model is loaded or a folder made.
     with progress() as watch:
         study = run_study(experiment, results, watch)
     show_results(study.metrics, study.folder, as_json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import click
+import msgspec
 
 from unspoken.cli.common import as_json
 from unspoken.cli.prove import show_results
@@ -20,7 +22,10 @@ def report(folder: Path, as_json: bool) -> None:
     from unspoken.lab.study import close_study
 
     opened = open_finished(folder)
-    experiment, samples = opened.experiment(), opened.samples()
+    try:
+        experiment, samples, _ = opened.experiment(), opened.samples(), opened.env()
+    except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
+        raise UsageError(f"The run in {folder} is damaged: {error}.", "Restore its files, or run it again.") from error
     together = {(sample.item, sample.arm) for sample in samples if not sample.alone}
     items = {item for item, _ in together}
     if not items or len(together) != len(items) * len(experiment.arms):

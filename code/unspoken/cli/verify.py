@@ -6,8 +6,8 @@ import click
 import msgspec
 
 from unspoken.cachefile.header import peek
-from unspoken.cli.common import as_json, note, print_json, quick_start
-from unspoken.manifest import compare, require_compatible
+from unspoken.cli.common import as_json, note, print_json, quick_start, require_whole
+from unspoken.manifest import Mismatch, compare, require_compatible
 
 
 @click.command()
@@ -20,7 +20,7 @@ from unspoken.manifest import compare, require_compatible
 def verify(file: str, model: str, engine: str, as_json: bool) -> None:
     """Check the cache FILE's digests and list every difference to a model.
 
-    Exit code 0 if the file can be used, 2 if it is damaged or another model made it.
+    Exit code 0 if the file can be used, 2 if it is damaged, lacks layers, or another model made it.
     """
     peek(file)
     with quick_start():
@@ -31,6 +31,8 @@ def verify(file: str, model: str, engine: str, as_json: bool) -> None:
         cache = read_cache(file)
         spec = open_model(model, engine=engine).spec
     found = compare(cache.spec, spec)
+    if len(cache.layers) != cache.spec.layers:
+        found.append(Mismatch("layers held", "fatal", str(len(cache.layers)), str(cache.spec.layers)))
     if as_json:
         print_json({"sound": True, "mismatches": [msgspec.to_builtins(each) for each in found]})
     else:
@@ -40,3 +42,4 @@ def verify(file: str, model: str, engine: str, as_json: bool) -> None:
         if not found:
             click.echo(f"  no difference to {spec.name}: it can be used.")
     require_compatible(cache.spec, spec)
+    require_whole(cache)

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unspoken.errors import UnsupportedModel
@@ -113,9 +113,20 @@ def weights_fingerprint(model: nn.Module) -> str:
     parts: list[bytes] = []
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES_PER_TENSOR)][:SAMPLES_PER_TENSOR].cpu()
+        sample = flat[_scattered(flat.numel()).to(flat.device)].cpu()
         parts += [f"{name}{list(parameter.shape)}".encode(), _canonical(sample)]
     return fingerprint(b"\0".join(parts))
+
+
+def _scattered(count: int) -> Int[Tensor, " sample"]:
+    """Return places all over a tensor of some size, the same each time.
+
+    An even stride would often be a multiple of a row and see a single column of a matrix; multiplying by
+    Knuth's constant (The Art of Computer Programming, vol. 3, 6.4) scatters the places.
+    """
+    if count <= SAMPLES_PER_TENSOR:
+        return torch.arange(count)
+    return torch.arange(SAMPLES_PER_TENSOR) * 2654435761 % count
 
 
 def _canonical(sample: Tensor) -> bytes:
@@ -134,8 +145,9 @@ def _architecture_fingerprint(config: Any) -> str:
 def _tokenizer_fingerprint(tokenizer: Any) -> str:
     # The vocabulary says which ids there are; the probe shows how text is cut, whatever library version cuts it.
     probe = "Vera's 3 keys: naïve résumé, 12,345.67\n\n\tif x != y:  # 東京 🙂"
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return fingerprint(json.dumps([vocabulary, tokenizer.encode(probe, add_special_tokens=False)]))
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    tokens = "\0".join(sorted(vocabulary, key=vocabulary.__getitem__))
+    return fingerprint(f"{tokens}\0{max(vocabulary.values())}\0{tokenizer.encode(probe, add_special_tokens=False)}")
 
 
 def _rope_parameters(config: Any) -> dict[str, Any]:
@@ -153,7 +165,7 @@ def _rope(model: nn.Module) -> RopeSpec:
     frequencies: Float[Tensor, " pairs"] = rotary.inv_freq.detach().to("cpu", torch.float32)
     return RopeSpec(
         kind=str(_rope_parameters(model.config).get("rope_type", "default")),
-        pairing="half",  # Every rotary class of transformers that passes the refusals pairs i with i + d/2.
+        pairing="half",  # The few that pair 2i with 2i + 1 (Cohere, Helium) fail the gate, and are refused by it.
         inverse_frequencies=tuple(frequencies.tolist()),
         attention_scaling=float(getattr(rotary, "attention_scaling", 1.0)),
     )

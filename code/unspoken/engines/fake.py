@@ -24,9 +24,9 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import chat
+from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
 from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
-from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
-from unspoken.manifest import Step, require_compatible
+from unspoken.manifest import Step
 from unspoken.spec import ModelSpec, RopeSpec, fingerprint
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.rope import angles, rotation, turn
@@ -141,13 +141,13 @@ class FakeEngine:
 
     def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
         """Answer each turn with a quote from what it can see; its first token is by far the most probable."""
-        if not turns or limits.new_tokens < 1:
-            raise UsageError("There is nothing to answer.", "Give at least one turn and one new token.")
+        require_turns(turns, limits)
         return tuple(self._answer(each, limits) for each in turns)
 
     def _answer(self, asked: Turn, limits: Limits) -> Generation:
         began, prompt = time.perf_counter(), asked.prompt
-        self._require_room(self._first(prompt, asked.past, None) + len(prompt.token_ids) + limits.new_tokens)
+        self._first(prompt, asked.past, None)
+        option_tokens(asked, limits, self._spec, self.encode)
         quote = self._quote(asked)
         made = self.encode(quote.reply)[: limits.new_tokens]
         logits = self.logits(prompt, asked.past)[-1].clone()
@@ -187,26 +187,9 @@ class FakeEngine:
 
     def _first(self, prompt: Prompt, past: KVCache | None, start: int | None) -> int:
         """Return the position of a prompt's first token, or refuse the prompt or its past."""
-        if not prompt.token_ids:
-            raise UsageError("The prompt is empty: it has no token.", "Give a text with at least one word.")
         if past is not None:
-            require_compatible(past.spec, self._spec)
-            held = [(layer.index, layer.columns) for layer in past.layers]
-            if past.manifest.rope != "applied" or held != [(at, past.columns) for at in range(LAYERS)]:
-                raise IncompatibleCache(
-                    f"The cache has RoPE {past.manifest.rope} and {len(past.layers)} of {LAYERS} layers.",
-                    "Apply RoPE and keep the same columns in every layer before injecting it.",
-                )
-        first = start if start is not None else (0 if past is None else past.next_position)
-        self._require_room(first + len(prompt.token_ids))
-        return first
-
-    def _require_room(self, positions: int) -> None:
-        if positions > self._spec.context:
-            raise ContextOverflow(
-                f"The prompt needs {positions} positions; '{self._spec.name}' was made for {self._spec.context}.",
-                "Shorten the document or the question, or use a model with a longer context.",
-            )
+            require_injectable(past, self._spec)
+        return first_position(prompt, past, start, self._spec)
 
 
 def load(folder: Path | None, name: str, dtype: str = "float32", device: str = "cpu") -> FakeEngine:

@@ -115,7 +115,7 @@ class Engine(Protocol):
 
     Attributes:
         name: The engine's registered name.
-        version: Version of the software that computes; part of what the gate remembers.
+        version: Version of the software that computes, and on which kind of device; part of what the gate remembers.
         dtype: Element type the model computes in.
     """
 

@@ -9,15 +9,17 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import attention, chat
 from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
+from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
 from unspoken.engines.describe import describe
 from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
-from unspoken.errors import ContextOverflow, IncompatibleCache, ModelNotFound, UsageError
-from unspoken.manifest import Step, require_compatible
+from unspoken.errors import ModelNotFound, UsageError
+from unspoken.manifest import Step
 from unspoken.spec import ModelSpec
 
 # Prompts are read in chunks, so that a mask is [512, columns] and never [columns, columns].
@@ -51,7 +53,7 @@ class TransformersEngine:
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         self._frames: dict[str, Frame] = {}
         self.dtype = str(self._dtype).removeprefix("torch.")
-        self.version = f"{transformers.__version__}, torch {torch.__version__}"
+        self.version = f"{transformers.__version__}, torch {torch.__version__}, {self._device.type}"
 
     @property
     def spec(self) -> ModelSpec:
@@ -104,8 +106,7 @@ class TransformersEngine:
 
     def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
         """Answer several turns, greedily, in packs of at most `PACK`; each sees only its own past and prompt."""
-        if not turns or limits.new_tokens < 1:
-            raise UsageError("There is nothing to answer.", "Give at least one turn and one new token.")
+        require_turns(turns, limits)
         packs = [turns[at : at + PACK] for at in range(0, len(turns), PACK)]
         return tuple(made for pack in packs for made in self._generate_pack(pack, limits))
 
@@ -117,14 +118,12 @@ class TransformersEngine:
         layout = lay_out(rows, max((where.stop for where in ranges), default=0))
         reads = [*layout.last, *(at for options in layout.option_columns for option in options for at in option)]
         logits = self._forward(inner, layout.token_ids, layout.positions, layout.allowed, keep=torch.tensor(reads))
-        logprobs = dict(zip(reads, logits.log_softmax(dim=-1), strict=True))
-        first = [logprobs[at] for at in layout.last]
+        logprobs, line = logits.log_softmax(dim=-1), {at: number for number, at in enumerate(reads)}
+        first = [logprobs[line[at]] for at in layout.last]
         first_token = time.perf_counter()
         scores = [
             tuple(
-                option_score(
-                    first[i], torch.stack([logprobs[at] for at in columns]) if columns else first[i][:0, None], option
-                )
+                option_score(first[i], logprobs[[line[at] for at in columns]], option)
                 for option, columns in zip(row.options, layout.option_columns[i], strict=True)
             )
             for i, row in enumerate(rows)
@@ -172,15 +171,11 @@ class TransformersEngine:
         return bool(limits.stop) and any(stop in self.decode(token_ids) for stop in limits.stop)
 
     def _row(self, turn: Turn, past: range, limits: Limits) -> Row:
-        start = 0 if turn.past is None else turn.past.next_position
-        token_ids = turn.prompt.token_ids
-        self._require_room(start + len(token_ids) + limits.new_tokens, token_ids)
-        return Row(past, token_ids, tuple(self.encode(option) for option in turn.options), start)
+        options = option_tokens(turn, limits, self._spec, self.encode)
+        return Row(past, turn.prompt.token_ids, options, first_position(turn.prompt, turn.past, None, self._spec))
 
     def _opened(self, prompt: Prompt, past: KVCache | None, start: int | None) -> tuple[Any, int]:
-        first = start if start is not None else (0 if past is None else past.next_position)
-        self._require_room(first + len(prompt.token_ids), prompt.token_ids)
-        return self._inner([past])[0], first
+        return self._inner([past])[0], first_position(prompt, past, start, self._spec)
 
     @torch.inference_mode()
     def _read(
@@ -218,15 +213,6 @@ class TransformersEngine:
         many = configured if isinstance(configured, list) else [configured]
         return {int(token) for token in (*many, self._tokenizer.eos_token_id) if token is not None}
 
-    def _require_room(self, positions: int, token_ids: Sequence[int]) -> None:
-        if not token_ids:
-            raise UsageError("The prompt is empty: it has no token.", "Give a text with at least one word.")
-        if positions > self._spec.context:
-            raise ContextOverflow(
-                f"The prompt needs {positions} positions; '{self._spec.name}' was made for {self._spec.context}.",
-                "Shorten the document or the question, or use a model with a longer context.",
-            )
-
     def _inner(self, pasts: Sequence[KVCache | None]) -> tuple[Any, list[range]]:
         """Build transformers' cache with the distinct pasts side by side, and say which columns are whose.
 
@@ -238,7 +224,7 @@ class TransformersEngine:
         distinct: list[KVCache] = []
         for past in pasts:
             if past is not None and id(past) not in ranges:
-                self._require_injectable(past)
+                require_injectable(past, self._spec)
                 begin = sum(each.columns for each in distinct)
                 ranges[id(past)] = range(begin, begin + past.columns)
                 distinct.append(past)
@@ -251,16 +237,6 @@ class TransformersEngine:
             values = layers[0].values if len(layers) == 1 else torch.cat([layer.values for layer in layers], dim=1)
             data.append((keys[None].to(self._device, self._dtype), values[None].to(self._device, self._dtype)))
         return DynamicCache(data), [ranges[id(past)] for past in pasts]
-
-    def _require_injectable(self, cache: KVCache) -> None:
-        require_compatible(cache.spec, self._spec)
-        info = cache.manifest
-        complete = tuple(layer.index for layer in info.layers) == tuple(range(self._spec.layers))
-        if info.rope != "applied" or not complete or len({layer.columns for layer in info.layers}) != 1:
-            raise IncompatibleCache(
-                f"The cache has RoPE {info.rope} and {len(info.layers)} of {self._spec.layers} layers.",
-                "Apply RoPE and keep the same columns in every layer before injecting it.",
-            )
 
 
 def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -> TransformersEngine:
@@ -281,6 +257,8 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -
 
     from unspoken.engines.describe import refuse_unsupported
 
+    if dtype not in DTYPES:
+        raise UsageError(f"There is no element type '{dtype}'.", f"Choose one of {', '.join(DTYPES)}.")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     attention.register()
     try:
@@ -290,7 +268,7 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -
             folder, dtype=DTYPES[dtype], attn_implementation=attention.NAME
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelNotFound(
             f"The folder {folder} cannot be loaded as a model: {str(error).splitlines()[0]}",
             "It must hold config.json, *.safetensors and tokenizer files of a causal language model.",

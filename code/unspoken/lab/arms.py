@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from unspoken.channels.kv import inserted
 from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Request, build_channel, once_per_reading
 from unspoken.engines.protocol import Piece, Prompt
+from unspoken.errors import UsageError
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
 from unspoken.transforms.cast import Cast
@@ -143,7 +144,15 @@ def derangement(lengths: dict[str, int]) -> dict[str, str]:
     """Pair each source with another of nearly its length; none keeps its own.
 
     Sources sorted by length take the next one's columns, the last the first's.
+
+    Raises:
+        UsageError: If there are not two sources.
     """
+    if len(lengths) < 2:
+        raise UsageError(
+            "There is one source only, and no other whose columns could stand in for its own.",
+            "Ask for more items: a source has several.",
+        )
     order = sorted(lengths, key=lambda source: (lengths[source], source))
     return {source: order[(at + 1) % len(order)] for at, source in enumerate(order)}
 

@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,7 @@ class RunFolder:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             unfinished = [each for each in sorted(parent.glob(f"*-{short}")) if not (each / "metrics.json").exists()]
-            folder = RunFolder(unfinished[-1] if unfinished else parent / f"{_utc():%Y%m%dT%H%M%SZ}-{short}")
-            folder.path.mkdir(exist_ok=True)
+            folder = RunFolder(unfinished[-1] if unfinished else _new_folder(parent, short))
             _write(folder.path / "config.yaml", msgspec.yaml.encode(experiment))
             earlier = folder.env().get("starts", []) if (folder.path / "env.json").exists() else []
             starts = [*earlier, {"utc": f"{_utc():%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
@@ -234,6 +233,15 @@ def _memory_bytes() -> int | None:
 
 def _decoded(lines: Iterable[bytes]) -> list[Sample]:
     return [msgspec.json.decode(line, type=Sample) for line in lines]
+
+
+def _new_folder(parent: Path, short: str) -> Path:
+    """Make a folder named for this second, or for the next that is free: a run folder is never used twice."""
+    at = _utc()
+    while (path := parent / f"{at:%Y%m%dT%H%M%SZ}-{short}").exists():
+        at += timedelta(seconds=1)
+    path.mkdir()
+    return path
 
 
 def _utc() -> datetime:

@@ -67,11 +67,11 @@ def resolve(name: str) -> ModelFiles:
         StorageError: If the cache folder cannot be written.
     """
     path = Path(name)
-    if path.is_file() and path.suffix == ".gguf":
+    if os.path.isfile(name) and path.suffix == ".gguf":
         from unspoken.modelstore.convert import converted
 
         return ModelFiles(converted(path), path.stem)
-    if path.is_dir():
+    if os.path.isdir(name):  # Unlike Path's, these say no to what can be no path at all.
         if not (path / "config.json").exists():
             raise ModelNotFound(
                 f"The folder {name} holds no model: there is no config.json.", "Give a folder with one."

@@ -78,9 +78,9 @@ def _convert(path: Path, folder: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
+        except Exception as error:  # A damaged file trips its reader in any way.
             raise ModelNotFound(
-                f"{path.name} cannot be read as a GGUF model: {str(error).splitlines()[0]}",
+                f"{path.name} cannot be read as a GGUF model: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 "Give a GGUF file of an architecture that transformers knows.",
             ) from error
         fields = model.config.to_dict()

@@ -21,7 +21,9 @@ def from_hub(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(repository, allow_patterns=PATTERNS, local_files_only=True))
+        if any(folder.glob("*.safetensors")):  # Another program may have fetched the configuration alone.
+            return folder
     except LocalEntryNotFoundError:
         pass  # Not in the cache: ask the hub.
     except HFValidationError as error:

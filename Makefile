@@ -1,0 +1,56 @@
+# Each target starts from a bare clone: it makes the virtual environment, installs, and fetches the model if need be.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
+TORCH := $(shell grep '^torch==' constraints.txt)
+OLDEST_TRANSFORMERS := 5.0.0
+
+.PHONY: help demo test check setup docs bench oldest clean
+help:
+	@echo "make demo    a controlled proof on a real model, with a report (about five minutes on two cores)"
+	@echo "make test    all tests"
+	@echo "make check   lint, format, types, import directions, generated documents"
+	@echo "make docs    write the generated parts of README.md, ROADMAP.md and docs/ anew"
+	@echo "make bench   measure hand-overs on this machine"
+	@echo "make oldest  the engine's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
+
+demo: setup
+	$(BIN)/unspoken prove
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd docs && ../$(BIN)/cog --check ../README.md ../ROADMAP.md
+	$(BIN)/python docs/generated.py --check
+
+docs: setup
+	cd docs && ../$(BIN)/cog -r ../README.md ../ROADMAP.md
+	$(BIN)/python docs/generated.py
+
+bench: setup
+	$(BIN)/unspoken bench handoff
+
+oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet $(TORCH)
+	$(VENV)-oldest/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-oldest/bin/pip install --quiet --editable . --group dev $(TORCH) transformers==$(OLDEST_TRANSFORMERS)
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -n 2 --dist loadfile tests/engines tests/transforms tests/test_smollm2.py
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,89 @@
+"""What every engine refuses before it computes, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from unspoken.cache import KVCache
+from unspoken.engines.protocol import Limits, Prompt, Turn
+from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
+from unspoken.manifest import require_compatible
+from unspoken.spec import ModelSpec
+
+
+def require_injectable(cache: KVCache, spec: ModelSpec) -> None:
+    """Refuse a cache that this model cannot go on from.
+
+    Raises:
+        IncompatibleCache: If another model made it, RoPE is not applied, layers are missing or differ in columns.
+    """
+    require_compatible(cache.spec, spec)
+    info = cache.manifest
+    complete = tuple(layer.index for layer in info.layers) == tuple(range(spec.layers))
+    if info.rope != "applied" or not complete or len({layer.columns for layer in info.layers}) != 1:
+        raise IncompatibleCache(
+            f"The cache has RoPE {info.rope} and {len(info.layers)} of {spec.layers} layers.",
+            "Apply RoPE and keep the same columns in every layer before injecting it.",
+        )
+
+
+def first_position(prompt: Prompt, past: KVCache | None, start: int | None, spec: ModelSpec) -> int:
+    """Return the position of a prompt's first token: the one asked for, or the one after `past`.
+
+    Raises:
+        UsageError: If the prompt is empty or would start before `past` ends.
+        ContextOverflow: If it does not fit the model.
+    """
+    after = 0 if past is None else past.next_position
+    first = after if start is None else start
+    if first < after:
+        raise UsageError(
+            f"A prompt cannot start at position {first}: the columns before it end at {after}.",
+            f"Give a start of {after} or more.",
+        )
+    require_room(first, len(prompt.token_ids), spec)
+    return first
+
+
+def require_room(first: int, tokens: int, spec: ModelSpec) -> None:
+    """Refuse what needs no or too many positions.
+
+    Raises:
+        UsageError: If there is no token.
+        ContextOverflow: If positions would pass the model's context.
+    """
+    if tokens < 1:
+        raise UsageError("The prompt is empty: it has no token.", "Give a text with at least one word.")
+    if first + tokens > spec.context:
+        raise ContextOverflow(
+            f"The prompt needs {first + tokens} positions; '{spec.name}' was made for {spec.context}.",
+            "Shorten the document or the question, or use a model with a longer context.",
+        )
+
+
+def require_turns(turns: Sequence[Turn], limits: Limits) -> None:
+    """Refuse a call that asks for nothing.
+
+    Raises:
+        UsageError: If there is no turn, or no token may be made.
+    """
+    if not turns or limits.new_tokens < 1:
+        raise UsageError("There is nothing to answer.", "Give at least one turn and one new token.")
+
+
+def option_tokens(
+    turn: Turn, limits: Limits, spec: ModelSpec, encode: Callable[[str], tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of a turn's options, once the turn is known to fit the model with the longest of them.
+
+    Raises:
+        UsageError: If an option has no token.
+        ContextOverflow: If prompt and answer, or prompt and longest option, do not fit.
+    """
+    options = tuple(encode(option) for option in turn.options)
+    if any(not option for option in options):
+        raise UsageError("An option is empty: it has no token.", "Give options with at least one word.")
+    first = first_position(turn.prompt, turn.past, None, spec)
+    longest = max((len(option) for option in options), default=0)
+    require_room(first, len(turn.prompt.token_ids) + max(limits.new_tokens, longest), spec)
+    return options

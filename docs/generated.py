@@ -1,0 +1,111 @@
+"""The generated parts of README.md, ROADMAP.md and docs/: tables and figures made from committed runs.
+
+README.md and ROADMAP.md hold cog blocks that call the functions below. Run as a program, this writes the
+figure; with --check it fails where the figure differs from the one the committed run gives.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURE = ROOT / "docs" / "figures" / "prove.svg"
+
+
+def newest(experiment: str, *, full: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and metrics of the newest committed run of an experiment."""
+    runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
+    found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
+    chosen = [run for run in found if not full or not run[1]["pilot"]]
+    if not chosen:
+        raise SystemExit(f"There is no committed run of {experiment} in results/.")
+    return chosen[-1]
+
+
+def link(folder: Path) -> str:
+    """Return a Markdown link to a run folder."""
+    path = folder.relative_to(ROOT)
+    return f"[{path}]({path})"
+
+
+def prove_table() -> str:
+    """Return the table of the newest full run of `prove`."""
+    from unspoken.lab.tables import markdown
+
+    return markdown(newest("prove", full=True)[1])
+
+
+def prove_sentence() -> str:
+    """Return one sentence with the content gain, its interval and where it comes from."""
+    folder, metrics = newest("prove", full=True)
+    gain = metrics["content_gain"]
+    kv, wrong = metrics["arms"]["kv"], metrics["arms"]["kv-deranged"]
+    return (
+        f"With the right cache the receiver answers {kv['accuracy']:.1%} of {metrics['items']} questions, with another "
+        f"text's cache {wrong['accuracy']:.1%}: the content is worth {100 * gain['mean']:.1f} points (95 % interval "
+        f"{100 * gain['low']:.1f} to {100 * gain['high']:.1f}). Run: {link(folder)}."
+    )
+
+
+def claims_table() -> str:
+    """Return the owner's claims against each text arm, as a Markdown table."""
+    folder, metrics = newest("prove", full=True)
+    lines = [
+        "| text arm | accuracy of `kv` minus text, points | 8 or more? | time of text / time of `kv` | 2 or more? |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, claim in metrics["claims"].items():
+        gain, ratio = claim["accuracy_difference"], claim["time_ratio"]
+        lines.append(
+            f"| `{arm}` | {100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}] "
+            f"| {'yes' if claim['accuracy_holds'] else 'not shown'} "
+            f"| {ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}] "
+            f"| {'yes' if claim['time_holds'] else 'not shown'} |"
+        )
+    return "\n".join([*lines, "", f"Run: {link(folder)}; times from {_timed(metrics)} items run alone."])
+
+
+def handoff_table() -> str:
+    """Return the figures of the newest committed `bench handoff`."""
+    folder, found = newest("bench-handoff")
+    lines = [
+        "| tokens | MB moved | export, ms | load, ms | first token from cache, s | from text, s | ratio "
+        "| cost / raw safetensors |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['tokens']:,} | {row['bytes'] / 1e6:.1f} | {1e3 * row['seconds_export']:.0f} "
+            f"| {1e3 * row['seconds_load']:.0f} | {row['seconds_first_token_cache']:.3f} "
+            f"| {row['seconds_first_token_text']:.2f} | {row['first_token_ratio']:.1f}x | {row['floor_ratio']:.2f}x |"
+        )
+    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def _timed(metrics: dict[str, Any]) -> int:
+    return int(metrics["arms"]["kv"]["timed_items"])
+
+
+def figure() -> str:
+    """Return the README's figure of the newest full run of `prove`."""
+    from unspoken.lab.figures import readme
+
+    return readme(newest("prove", full=True)[1])
+
+
+def main() -> None:
+    """Write the figure, or compare it."""
+    made = figure()
+    if "--check" in sys.argv[1:]:
+        if not FIGURE.exists() or FIGURE.read_text(encoding="utf-8") != made:
+            raise SystemExit(f"{FIGURE.relative_to(ROOT)} is not the figure of the newest full run: run `make docs`.")
+        return
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    FIGURE.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
