@@ -60,12 +60,36 @@ def claims_table() -> str:
     for arm, claim in metrics["claims"].items():
         gain, ratio = claim["accuracy_difference"], claim["time_ratio"]
         lines.append(
-            f"| `{arm}` | {100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}] "
+            f"| `{arm}` | {_points(gain)} "
             f"| {'yes' if claim['accuracy_holds'] else 'not shown'} "
             f"| {ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}] "
             f"| {'yes' if claim['time_holds'] else 'not shown'} |"
         )
     return "\n".join([*lines, "", f"Run: {link(folder)}; times from {_timed(metrics)} items run alone."])
+
+
+def phase_one_table() -> str:
+    """Return what experiments 1.1 to 1.4 of the roadmap came to, each against its threshold."""
+    metrics = newest("prove", full=True)[1]
+    against, pgr = metrics["against_kv"], metrics["pgr"]
+    equal = metrics["kv_equals_full_text"]
+    return "\n".join(
+        [
+            "| experiment | figure | value [95 % interval] |",
+            "|---|---|---|",
+            f"| 1.1 | content gain, points | {_points(metrics['content_gain'])} |",
+            *(
+                f"| 1.2 | `{arm}` - `none`, points; equal within 5 (TOST) {'shown' if found['equal'] else 'not shown'} "
+                f"| {_points(found)} (90 %) |"
+                for arm, found in metrics["controls_equal_none"].items()
+                if arm != "kv-shifted"
+            ),
+            f"| 1.3 | `kv` - `kv-shifted`, points | {_points(against['kv-shifted'])} |",
+            *(f"| 1.4 | PGR of `{arm}`, per cent | {_points(pgr[arm])} |" for arm in ("kv", "kv-continue")),
+            f"| 1.4 | `kv` equal to `full-text` within {100 * equal['margin']:.0f} points (TOST) "
+            f"| {'shown' if equal['equal'] else 'not shown'}: {_points(equal)} (90 %) |",
+        ]
+    )
 
 
 def handoff_table() -> str:
@@ -83,6 +107,10 @@ def handoff_table() -> str:
             f"| {row['seconds_first_token_text']:.2f} | {row['first_token_ratio']:.1f}x | {row['floor_ratio']:.2f}x |"
         )
     return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def _points(interval: dict[str, Any]) -> str:
+    return f"{100 * interval['mean']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
 def _timed(metrics: dict[str, Any]) -> int:

@@ -76,16 +76,16 @@ def test_a_stored_cache_continues_the_same_in_a_second_process(engine: Engine, l
 
 def test_moved_columns_equal_a_prefill_at_the_new_positions(engine: Engine, lyra: Agent) -> None:
     text = content(lyra, REPORT)
-    for start in (1, 100, 4000):
+    # Float32 angles round: at position 4,000 the model itself no longer sees the same distances quite alike.
+    for start, keys, logits in ((1, 1e-4, 1e-4), (100, 1e-4, 1e-4), (1000, 1e-3, 1e-4), (4000, 5e-3, 5e-4)):
         moved, there = Move(start)(engine.prefill(text)), engine.prefill(text, start=start)
         assert torch.equal(moved.positions, there.positions)
         free_moved, free_there = RemoveRope()(moved), RemoveRope()(there)
         for left, right in zip((*moved.layers, *free_moved.layers), (*there.layers, *free_there.layers), strict=True):
-            # Keys reach magnitudes of about 20; float32 carries seven digits of that through thirty layers.
-            torch.testing.assert_close(left.keys, right.keys, atol=2e-3, rtol=1e-4)
-            torch.testing.assert_close(left.values, right.values, atol=2e-3, rtol=1e-4)
+            torch.testing.assert_close(left.keys, right.keys, atol=keys, rtol=0)
+            torch.testing.assert_close(left.values, right.values, atol=keys, rtol=0)
         question = lyra.asked(QUESTION)
-        torch.testing.assert_close(engine.logits(question, moved), engine.logits(question, there), atol=5e-3, rtol=0)
+        torch.testing.assert_close(engine.logits(question, moved), engine.logits(question, there), atol=logits, rtol=0)
 
 
 def test_many_receivers_of_one_cache_answer_as_with_a_fresh_one(engine: Engine, lyra: Agent) -> None:

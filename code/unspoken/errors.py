@@ -8,8 +8,7 @@
     ├── IncompatibleCache     a cache made by another model
     ├── CacheFileError        a file that is no sound cache
     ├── ContextOverflow       more columns than the model was trained for
-    ├── StorageError          a folder or file that cannot be read or written
-    └── MissingPackage        an optional package that is not installed
+    └── StorageError          a folder or file that cannot be read or written
 
 `docs/errors.md` has a section for each class.
 """
@@ -64,7 +63,3 @@ class ContextOverflow(UnspokenError):
 
 class StorageError(UnspokenError):
     """A file or folder that cannot be read or written."""
-
-
-class MissingPackage(UnspokenError):
-    """An optional package that is needed here and is not installed."""

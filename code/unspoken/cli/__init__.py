@@ -52,7 +52,7 @@ def cli() -> None:
 def main() -> None:
     """Run the program: exit code 0 for success, 1 if it was interrupted, 2 for bad input."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="unspoken", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

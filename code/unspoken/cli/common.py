@@ -117,7 +117,7 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: int | float) -> str:
     """Return a size in decimal units: 4.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":

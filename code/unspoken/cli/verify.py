@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from unspoken.cachefile.header import peek
+from unspoken.cachefile.header import peek, printable
 from unspoken.cli.common import as_json, note, print_json, quick_start, require_whole
 from unspoken.manifest import Mismatch, compare, require_compatible
 
@@ -38,7 +38,9 @@ def verify(file: str, model: str, engine: str, as_json: bool) -> None:
     else:
         click.echo(f"{file}: sound, {len(cache.layers)} layers of {cache.columns} columns, all digests match.")
         for each in found:
-            click.echo(f"  {each.severity:<6} {each.field}: the cache has {each.found}, the model {each.expected}")
+            click.echo(
+                printable(f"{each.severity:<6} {each.field}: the cache has {each.found}, the model {each.expected}")
+            )
         if not found:
             click.echo(f"  no difference to {spec.name}: it can be used.")
     require_compatible(cache.spec, spec)

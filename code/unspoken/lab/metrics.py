@@ -65,6 +65,9 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         result["content_gain"] = {**_interval(table.difference("kv", "kv-deranged")), "p": compared["kv-deranged"]}
     if {"none", "kv-deranged"} <= known:
         result["presence_effect"] = _interval(table.difference("kv-deranged", "none"))
+    if "none" in known:
+        controls = [arm for arm in experiment.arms if arm.startswith("kv-") and arm != "kv-continue"]
+        result["controls_equal_none"] = {arm: _equivalence(table, arm, "none") for arm in controls}
     if {"kv", "full-text"} <= known:
         result["kv_equals_full_text"] = _equivalence(table, "kv", "full-text")
     result["claims"] = {arm: _claim(table, arm) for arm in experiment.arms if arm.startswith("text") and "kv" in known}

@@ -58,7 +58,7 @@ class Displace:
 
     A code error in positions looks like this: the right content is all there, at the wrong distance from the
     question. Offsets of a few tokens do little, and neither does any order of positions within the segment
-    (measured, `docs/log.md`); at 1,024 the content cannot be reached any more.
+    (measured, `docs/log.md`); 1,024 costs the better part of the content.
     """
 
     offset: int
