@@ -189,9 +189,9 @@ def test_options_come_from_the_environment(
     unspoken: Program, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNSPOKEN_CAPTURE_ENGINE", "fake")
-    monkeypatch.setenv("UNSPOKEN_CAPTURE_AGENT", "vera")
+    monkeypatch.setenv("UNSPOKEN_CAPTURE_WIRE", "float16")
     assert unspoken("capture", made / "doc.txt", "--out", tmp_path / "a.kv").code == 0
-    assert peek(tmp_path / "a.kv").manifest.cache.sender == "vera"
+    assert peek(tmp_path / "a.kv").manifest.cache.dtype == "float16"
 
 
 def test_doctor_explains_the_machine(unspoken: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,23 +233,13 @@ def test_prove_report_and_run(unspoken: Program, tmp_path: Path) -> None:
 
 def test_an_experiment_from_yaml(unspoken: Program, tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
-    file.write_text("name: small\nengine: fake\nitems: 4\ntimed_items: 0\narms: [none, kv]\n")
+    file.write_text("name: small\nengine: fake\nitems: 12\ntimed_items: 0\narms: [none, kv]\n")
     ran = unspoken("run", file, "--results", tmp_path / "results", "--json")
     assert ran.code == 0
     assert set(ran.data["arms"]) == {"none", "kv"}
     (folder,) = (tmp_path / "results" / "small").iterdir()
     # The run keeps every option as it was run, also those nobody gave.
     assert "seed: 20261123" in (folder / "config.yaml").read_text()
-
-
-def test_bench_measures_and_keeps(unspoken: Program, tmp_path: Path) -> None:
-    ran = unspoken(
-        "bench", "handoff", "--engine", "fake", "--tokens", "64", "--repeats", 1, "--results", tmp_path, "--json"
-    )
-    assert ran.code == 0
-    (row,) = ran.data["rows"]
-    assert (row["tokens"], ran.data["engine"]) == (64, "fake")
-    assert list((tmp_path / "bench-handoff").glob("*/metrics.json"))
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["bench", "handoff"]], ids=" ".join)
@@ -434,7 +424,7 @@ def _report(**files: bytes) -> Case:
 
 
 def _below_a_file(made: Path, into: Path) -> tuple[object, ...]:
-    return ("prove", "--items", 4, *FAKE, "--arms", "none", "--results", _text(into, "in the way") / "below")
+    return ("prove", "--items", 12, *FAKE, "--results", _text(into, "in the way") / "below")
 
 
 BAD_INPUT: dict[str, tuple[Case, str]] = {
@@ -483,6 +473,7 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     "card without a name": (_card("card: You are nobody."), "lacks a name or a card"),
     "unknown arm": (_prove("--arms", "none,kw"), "no channel named 'kw'"),
     "arm with a wrong option": (_prove("--arms", "kv@7"), "does not take the options"),
+    "too few items for two texts": (_prove("--arms", "none,kv"), "one source only"),
     "no arm": (_prove("--arms", ","), "arms are []"),
     "arm twice": (_prove("--arms", "kv,kv"), "arms are ['kv', 'kv']"),
     "results below a file": (_below_a_file, "cannot be written: Not a directory"),
@@ -660,6 +651,16 @@ def test_the_module_is_the_program(made: Path, tmp_path: Path) -> None:
         assert piped.stderr is not None
         piped.stdout.close()  # As `| head` does.
         assert b"Traceback" not in piped.stderr.read()
+
+
+def test_bench_measures_and_keeps(tmp_path: Path) -> None:
+    args = ("bench", "handoff", *FAKE, "--tokens", "64", "--repeats", 1, "--results", tmp_path / "results", "--json")
+    ran = _process(*args, UNSPOKEN_HOME=str(tmp_path / "home"))
+    assert ran.code == 0, ran.err
+    (row,) = ran.data["rows"]
+    assert (row["tokens"], ran.data["engine"]) == (64, "fake")
+    (kept,) = (tmp_path / "results" / "bench-handoff").glob("*/metrics.json")
+    assert json.loads(kept.read_bytes())["rows"] == [row]
 
 
 def test_bytes_on_standard_input_are_no_text_in_any_locale(tmp_path: Path) -> None:

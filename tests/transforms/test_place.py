@@ -160,6 +160,13 @@ def test_another_models_segment_is_refused(fake: FakeEngine, content: PromptOf) 
         place_behind(fake.prefill(Prompt((Piece("system", (65, 66)),))), segment)
 
 
+@pytest.mark.parametrize("rope", ["removed", "applied"])
+def test_a_segment_without_a_layer_is_refused(rope: Literal["removed", "applied"]) -> None:
+    prefix = _made(_spec("half"), [[0, 1]] * 2, "float32", 0)
+    with pytest.raises(IncompatibleCache, match="over 2 layers cannot be followed by"):
+        place_behind(prefix, _made(_spec("half"), [[0, 1]], "float32", 1, rope=rope))
+
+
 def test_names_and_chat_templates_do_not_matter(fake: FakeEngine, content: PromptOf) -> None:
     prefix, cache = fake.prefill(content(fake, "Vera.")), content_columns(fake.prefill(content(fake, "The old mill.")))
     spec = msgspec.structs.replace(cache.spec, name="another folder", chat_template="another")

@@ -117,7 +117,7 @@ def _round(engine: Engine, document: str, wire: str) -> dict[str, float]:
     receiver.answer([QUESTION], [read], Limits(1))
     text = time.perf_counter() - from_text
     return {
-        "bytes": size,
+        "bytes": float(size),
         "seconds_capture": reading.seconds,
         "seconds_export": exported - began,
         "seconds_load": loaded - exported,

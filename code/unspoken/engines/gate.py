@@ -86,7 +86,8 @@ def ensure(engine: Engine, memory: Path | None) -> GateResult:
         GateFailed: If any check is over the bound, with the numbers.
     """
     path = None if memory is None else memory / f"{_key(engine)}.json"
-    result = _recalled(path) or measure(engine)
+    known = _recalled(path)
+    result = known or measure(engine)
     if not result.passed:
         numbers = ", ".join(f"{name} {value:.2e}" for name, value in result.checks.items())
         raise GateFailed(
@@ -94,7 +95,7 @@ def ensure(engine: Engine, memory: Path | None) -> GateResult:
             f"by {numbers}, at most {result.bound:.0e} is allowed.",
             "Use another model or engine, or float32.",
         )
-    if path is not None and not path.exists():
+    if path is not None and known is None:
         _remember(path, result)
     return result
 

@@ -31,6 +31,8 @@ DEFAULT_ARMS = (
     "none", "full-text", "text@32", "text-asked@32", "text", "kv", "kv-continue",
     "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted",
 )  # fmt: skip
+# Arms that need another source's columns.
+DONATED = {"kv-deranged"}
 WIRE = Cast("bfloat16")
 DISPLACED_BY = 1024
 NEUTRAL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,10 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_sources: int = 8
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise UsageError(
+                f"The experiment's name '{self.name}' cannot be a folder's.", "Use small letters, digits and hyphens."
+            )
         for field, least in (("items", 2), ("answer_tokens", 1), ("timed_items", 0), ("batch_sources", 1)):
             if getattr(self, field) < least:
                 raise UsageError(

@@ -18,7 +18,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -140,20 +141,39 @@ class RunFolder:
         return _decoded(whole.splitlines())
 
     def append(self, samples: Iterable[Sample]) -> None:
-        """Add samples in one write."""
+        """Add samples in one write.
+
+        Raises:
+            StorageError: If there is no room, say; what was there before stays.
+        """
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
-        with open(self.path / "samples.jsonl", "ab") as file:
+        with self._writable(), open(self.path / "samples.jsonl", "ab") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
 
     def finish(self, samples: Iterable[Sample], metrics: Mapping[str, Any], report: str) -> None:
-        """Write samples, report and, last, the metrics that mark the run as finished."""
+        """Write samples, report and, last, the metrics that mark the run as finished.
+
+        Raises:
+            StorageError: If they cannot be written; the run can then be gone on with.
+        """
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
-        _write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
-        _write(self.path / "report.html", report.encode())
-        _write_json(self.path / "metrics.json", metrics)
-        (self.path / "samples.jsonl").unlink(missing_ok=True)
+        with self._writable():
+            _write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
+            _write(self.path / "report.html", report.encode())
+            _write_json(self.path / "metrics.json", metrics)
+            (self.path / "samples.jsonl").unlink(missing_ok=True)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"The run folder {self.path} cannot be written: {error.strerror}.",
+                "Make room, or start it again with another --results; it goes on where it was.",
+            ) from error
 
 
 def open_finished(path: Path) -> RunFolder:

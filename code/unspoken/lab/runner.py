@@ -13,7 +13,7 @@ from torch import Tensor
 from unspoken.channels.protocol import Reading, Request
 from unspoken.engines.protocol import Engine, Limits
 from unspoken.errors import UnspokenError
-from unspoken.lab.arms import Arm, build_arm, derangement
+from unspoken.lab.arms import DONATED, Arm, build_arm, derangement
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, contained, exact_match, f1, kl_divergence
 from unspoken.lab.record import RunFolder, Sample
@@ -75,7 +75,7 @@ class Runner:
         self._by_id = {source.id: source for source in self.sources}
         # Sources in order of length: a donor, the next in length, is then at hand in the same or the next batch.
         lengths = {source.id: len(self.engine.encode(source.text)) for source in self.sources}
-        self._donors = derangement(lengths)
+        self._donors = derangement(lengths) if DONATED & self._arms.keys() else {}
         self._order = sorted(self.sources, key=lambda source: (lengths[source.id], source.id))
 
     def run(self, watch: Watcher) -> list[Sample]:
