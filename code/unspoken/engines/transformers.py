@@ -26,6 +26,8 @@ from unspoken.spec import ModelSpec
 CHUNK = 512
 # Turns of one packed row: more of them make each decoding step cheaper and the shared attention dearer.
 PACK = 24
+# Columns kept free for the options of a turn; more of them cost a copy, nothing else.
+ROOM_PER_TURN = 16
 
 
 class TransformersEngine:
@@ -113,7 +115,8 @@ class TransformersEngine:
     @torch.inference_mode()
     def _generate_pack(self, turns: Sequence[Turn], limits: Limits) -> list[Generation]:
         began = time.perf_counter()
-        inner, ranges = self._inner([turn.past for turn in turns])
+        room = sum(len(turn.prompt.token_ids) + ROOM_PER_TURN + limits.new_tokens for turn in turns)
+        inner, ranges = self._inner([turn.past for turn in turns], room)
         rows = [self._row(turn, where, limits) for turn, where in zip(turns, ranges, strict=True)]
         layout = lay_out(rows, max((where.stop for where in ranges), default=0))
         reads = [*layout.last, *(at for options in layout.option_columns for option in options for at in option)]
@@ -175,7 +178,7 @@ class TransformersEngine:
         return Row(past, turn.prompt.token_ids, options, first_position(turn.prompt, turn.past, None, self._spec))
 
     def _opened(self, prompt: Prompt, past: KVCache | None, start: int | None) -> tuple[Any, int]:
-        return self._inner([past])[0], first_position(prompt, past, start, self._spec)
+        return self._inner([past], len(prompt.token_ids))[0], first_position(prompt, past, start, self._spec)
 
     @torch.inference_mode()
     def _read(
@@ -213,12 +216,14 @@ class TransformersEngine:
         many = configured if isinstance(configured, list) else [configured]
         return {int(token) for token in (*many, self._tokenizer.eos_token_id) if token is not None}
 
-    def _inner(self, pasts: Sequence[KVCache | None]) -> tuple[Any, list[range]]:
+    def _inner(self, pasts: Sequence[KVCache | None], room: int) -> tuple[Any, list[range]]:
         """Build transformers' cache with the distinct pasts side by side, and say which columns are whose.
 
-        A single past is not copied: transformers' layers make a new tensor at each update.
+        They are copied once, with room for as many more columns as will be needed.
         """
         from transformers import DynamicCache
+
+        from unspoken.engines.room import roomy_cache
 
         ranges: dict[int, range] = {id(None): range(0)}
         distinct: list[KVCache] = []
@@ -230,13 +235,8 @@ class TransformersEngine:
                 distinct.append(past)
         if not distinct:
             return DynamicCache(), [range(0) for _ in pasts]
-        data = []
-        for index in range(self._spec.layers):
-            layers = [past.layers[index] for past in distinct]
-            keys = layers[0].keys if len(layers) == 1 else torch.cat([layer.keys for layer in layers], dim=1)
-            values = layers[0].values if len(layers) == 1 else torch.cat([layer.values for layer in layers], dim=1)
-            data.append((keys[None].to(self._device, self._dtype), values[None].to(self._device, self._dtype)))
-        return DynamicCache(data), [ranges[id(past)] for past in pasts]
+        layers = [[past.layers[index] for past in distinct] for index in range(self._spec.layers)]
+        return roomy_cache(layers, room, self._device, self._dtype), [ranges[id(past)] for past in pasts]
 
 
 def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -> TransformersEngine:
