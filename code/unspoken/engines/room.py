@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from unspoken.cache import KVLayer
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc, no-untyped-call]
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Holds its own copy of the columns it starts from, and writes new ones behind them in place."""
 
     def __init__(self, layers: Sequence[KVLayer], room: int, device: torch.device, dtype: torch.dtype) -> None:
