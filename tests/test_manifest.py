@@ -85,7 +85,7 @@ def test_refusal_lists_every_fatal_difference_and_what_to_do(spec: ModelSpec) ->
     assert f"'{spec.name}'" in message
     assert f"layers is 28, the model has {spec.layers}" in message
     assert "weights is abc" in message
-    assert "rope is linear RoPE over 8 dims, middle frequency 0.125" in message
+    assert "rope is linear RoPE over 8 dims (0.125 in the middle, " in message
     assert "chat_template" not in message
     assert "unspoken verify" in caught.value.hint
 

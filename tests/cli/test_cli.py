@@ -473,7 +473,7 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     "card without a name": (_card("card: You are nobody."), "lacks a name or a card"),
     "unknown arm": (_prove("--arms", "none,kw"), "no channel named 'kw'"),
     "arm with a wrong option": (_prove("--arms", "kv@7"), "does not take the options"),
-    "too few items for two texts": (_prove("--arms", "none,kv"), "one source only"),
+    "too few items for two texts": (_prove("--arms", "kv,kv-deranged"), "one source only"),
     "no arm": (_prove("--arms", ","), "arms are []"),
     "arm twice": (_prove("--arms", "kv,kv"), "arms are ['kv', 'kv']"),
     "results below a file": (_below_a_file, "cannot be written: Not a directory"),
