@@ -132,6 +132,17 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, conversions: list[Path]) 
     assert resolve(str(moved)).folder != first.folder
 
 
+def test_another_transformers_converts_again(
+    tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(WEIGHTS)
+    mine = converted(path)
+    monkeypatch.setattr(convert, "version", lambda package: f"{package}-9.9")
+    assert converted(path) != mine
+    assert len(conversions) == 2
+
+
 def test_programs_that_start_together_convert_once(tmp_path: Path, conversions: list[Path]) -> None:
     path, found = tmp_path / "tiny.gguf", []
     path.write_bytes(WEIGHTS)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
@@ -46,10 +47,14 @@ def converted(path: Path, sha256: str | None = None) -> Path:
 
 
 def conversion_folder(sha256: str) -> Path:
-    """Return where the conversion of a file with this digest is kept."""
+    """Return where the conversion of a file with this digest, by the installed transformers, is kept.
+
+    One version of transformers may read otherwise what another wrote: 5.23 cuts text wrongly with the tokenizer
+    that 5.0 makes of SmolLM2's GGUF (docs/log.md).
+    """
     from unspoken.modelstore import home
 
-    return home() / "models" / f"gguf-{sha256[:16]}-{LAYOUT}"
+    return home() / "models" / f"gguf-{sha256[:16]}-{LAYOUT}-transformers-{version('transformers')}"
 
 
 def unwritable(folder: Path, error: OSError) -> StorageError:
