@@ -6,52 +6,56 @@ from typing import Any
 
 from torch import nn
 
-from unspoken.cache import DTYPES
+from unspoken.cache import KVCache
 from unspoken.engines import ENGINES
-from unspoken.engines.gate import GateResult, ensure
-from unspoken.engines.protocol import Engine
-from unspoken.errors import UsageError
-from unspoken.modelstore import home, resolve
+from unspoken.engines.gate import GateResult, ensure, ensure_pair
+from unspoken.engines.protocol import Engine, Loading
+from unspoken.modelstore import Source, home
 
 
-def load_model(
-    name: str = "smollm2-135m", *, engine: str = "transformers", dtype: str = "float32", device: str = "cpu"
-) -> Engine:
+def load_model(name: str = "smollm2-135m", *, engine: str = "transformers", **loading: Any) -> Engine:
     """Load a model that may hand over and receive caches.
 
     Args:
         name: A folder, a .gguf file, a name of the catalogue, or a hub id.
         engine: A registered engine.
-        dtype: Element type to compute in: "float32", "bfloat16" or "float16".
-        device: "cpu", or a device of torch; the latter is written but untested.
+        loading: How it is opened, see `unspoken.engines.protocol.Loading`: `dtype="bfloat16"`, `kv_type="q8_0"` ...
 
     Raises:
         ModelNotFound: If the name leads nowhere.
         UnsupportedModel: If caches of this kind of model cannot be moved.
-        GateFailed: If they can, but do not survive it.
+        EngineUnavailable: If the engine's library is missing.
+        GateFailed: If its caches can be moved, but do not survive it.
     """
-    return load_gated(name, engine=engine, dtype=dtype, device=device)[0]
+    return load_gated(name, engine, Loading(**loading))[0]
 
 
-def load_gated(
-    name: str, *, engine: str = "transformers", dtype: str = "float32", device: str = "cpu"
-) -> tuple[Engine, GateResult]:
+def load_gated(name: str, engine: str, loading: Loading) -> tuple[Engine, GateResult]:
     """Load a model as `load_model` does and return what the gate measured, too."""
-    opened = open_model(name, engine=engine, dtype=dtype, device=device)
+    opened = open_model(name, engine, loading)
     return opened, ensure(opened, home() / "gates")
 
 
-def open_model(name: str, *, engine: str = "transformers", dtype: str = "float32", device: str = "cpu") -> Engine:
+def open_model(name: str, engine: str = "transformers", loading: Loading = Loading()) -> Engine:  # noqa: B008 - frozen
     """Load a model without the gate: enough to describe it, not to inject into it."""
-    if dtype not in DTYPES:
-        raise UsageError(f"There is no element type '{dtype}'.", f"Choose one of {', '.join(DTYPES)}.")
-    load = ENGINES.load(engine)
-    if engine == "fake":
-        fake: Engine = load(None, name, dtype, device)
-        return fake
-    files = resolve(name)
-    opened: Engine = load(files.folder, files.name, dtype, device)
+    opened: Engine = ENGINES.load(engine)(Source(name), loading)
     return opened
+
+
+def open_to(cache: KVCache, model: str, receiver: Engine) -> None:
+    """Measure, unless it is remembered, whether an engine goes on from the caches of the one that made this one.
+
+    Args:
+        cache: A cache that came from elsewhere.
+        model: The model's name, for opening it in the other engine.
+        receiver: The engine that shall go on from it.
+
+    Raises:
+        GateFailed: If it does not.
+        UnspokenError: If the other engine cannot open the model here.
+    """
+    for made_by in sorted(cache.manifest.engines() - {receiver.name}):
+        ensure_pair(made_by, receiver, lambda name=made_by: open_model(model, name), home() / "gates")  # type: ignore[misc]
 
 
 def from_transformers(model: nn.Module, tokenizer: Any, name: str | None = None) -> Engine:

@@ -4,6 +4,7 @@
     ├── UsageError            an argument or a configuration that cannot work
     ├── ModelNotFound         a model name that leads to no files
     ├── UnsupportedModel      a kind of model whose cache cannot be moved
+    ├── EngineUnavailable     an engine whose library is missing or is not the right one
     ├── GateFailed            a model whose cache does not survive the gate
     ├── IncompatibleCache     a cache made by another model
     ├── CacheFileError        a file that is no sound cache
@@ -43,6 +44,10 @@ class ModelNotFound(UnspokenError):
 
 class UnsupportedModel(UnspokenError):
     """A kind of model whose cache cannot be moved, named with the reason."""
+
+
+class EngineUnavailable(UnspokenError):
+    """An engine whose library is not installed, or is of a version that cannot be used."""
 
 
 class GateFailed(UnspokenError):

@@ -65,6 +65,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lineage: tuple[Step, ...] = ()
     sender: str | None = None
 
+    def engines(self) -> frozenset[str]:
+        """Return the names of the engines that computed columns of this cache."""
+        steps = [step for step in self.lineage if step.op == "prefill"]
+        # Files of the first release do not say it; there was but one engine then.
+        return frozenset(str(step.args.get("engine", "transformers")) for step in steps)
+
 
 class Mismatch(msgspec.Struct, frozen=True):
     """One difference between a cache's model and another: which field, both values, how bad."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,9 @@ from unspoken.cache import KVCache
 from unspoken.channels.text import WRITE, WRITE_ASKED
 from unspoken.engines import ENGINES
 from unspoken.engines.fake import LIKELY, MARKS, UNKNOWN, UNLIKELY, WRITING, FakeEngine, load
-from unspoken.engines.protocol import Engine, Limits, Piece, Prompt, Turn
+from unspoken.engines.protocol import Engine, Limits, Loading, Piece, Prompt, Turn
 from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
+from unspoken.modelstore import Source
 from unspoken.transforms import Transform
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.controls import Displace, Noise, Zero
@@ -171,12 +171,12 @@ def test_a_request_to_write_is_answered_with_what_can_be_seen(fake: FakeEngine, 
 
 
 def test_another_seed_or_loaded_name_is_another_model(fake: FakeEngine, content: PromptOf) -> None:
-    foreign = [FakeEngine(seed=1), load(Path("nowhere"), "tiny"), load(Path("nowhere"), "other")]
+    foreign = [FakeEngine(seed=1), load(Source("tiny"), Loading()), load(Source("other"), Loading())]
     assert len({engine.spec.weights for engine in (fake, *foreign)}) == 4
     for engine in foreign:
         with pytest.raises(IncompatibleCache, match="weights is"):
             fake.prefill(content(fake, "?"), engine.prefill(content(engine, "abc")))
-    again = ENGINES.load("fake")(Path("nowhere"), "tiny", "bfloat16")
+    again = ENGINES.load("fake")(Source("tiny"), Loading(dtype="bfloat16"))
     assert again.spec.weights == foreign[1].spec.weights
     assert again.prefill(content(again, "abc")).manifest.dtype == "bfloat16"
     renamed = FakeEngine(name="renamed")

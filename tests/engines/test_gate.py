@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unspoken.cache import KVCache, KVLayer
+from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import gate
 from unspoken.engines import transformers as module
 from unspoken.engines.batch import Layout, Row, lay_out
@@ -33,7 +33,8 @@ class Wrapped:
 
     def __init__(self, inner: Engine) -> None:
         self.inner = inner
-        self.name, self.version, self.dtype = inner.name, inner.version, inner.dtype
+        self.name, self.version = inner.name, inner.version
+        self.dtype, self.precision = inner.dtype, inner.precision
 
     @property
     def spec(self) -> ModelSpec:
@@ -60,9 +61,12 @@ class Wrapped:
         """As the inner engine."""
         return self.inner.logits(prompt, past, start=start)
 
-    def generate(self, turns: Any, limits: Limits) -> tuple[Generation, ...]:
+    def close(self) -> None:
+        self.inner.close()
+
+    def generate(self, turns: Any, limits: Limits, hear: Any = None) -> tuple[Generation, ...]:
         """As the inner engine."""
-        return self.inner.generate(turns, limits)
+        return self.inner.generate(turns, limits, hear)
 
 
 class IgnoresStart(Wrapped):
@@ -151,7 +155,7 @@ def test_every_supported_kind_of_model_passes(engine: TransformersEngine) -> Non
     assert all(0 <= value <= found.bound for value in found.checks.values())
 
 
-@pytest.mark.parametrize("dtype", sorted(BOUNDS))
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_the_fake_passes_in_every_element_type(dtype: str) -> None:
     found = ensure(FakeEngine(dtype=dtype), None)
     assert found.passed
@@ -174,7 +178,7 @@ def test_a_broken_engine_is_refused_with_its_numbers(
     for check, value in found.checks.items():
         assert f"{check} {value:.2e}" in caught.value.problem
     assert "at most 1e-04 is allowed" in caught.value.problem
-    assert caught.value.hint == "Use another model or engine, or float32."
+    assert caught.value.hint == "Use another model or engine, or a finer type: float32, --kv-type f16."
     assert list(tmp_path.iterdir()) == []
 
 
@@ -216,7 +220,7 @@ def test_bfloat16_passes_within_its_own_bound(
 
 def test_an_engine_of_an_unknown_element_type_gets_the_widest_bound(fake: FakeEngine) -> None:
     quantised = Wrapped(fake)
-    quantised.dtype = "q4_0"
+    quantised.precision = "another"
     assert measure(quantised).bound == BOUNDS["bfloat16"]
 
 
@@ -295,7 +299,7 @@ def test_a_corrupt_memory_is_measured_again(fake: FakeEngine, tmp_path: Path, da
 def test_a_remembered_failure_is_a_failure(fake: FakeEngine, tmp_path: Path) -> None:
     ensure(fake, tmp_path)
     (path,) = tmp_path.iterdir()
-    path.write_bytes(msgspec.json.encode(GateResult(False, 1e-4, dict.fromkeys(CHECKS, 0.5))))
+    path.write_bytes(msgspec.json.encode(GateResult(False, 1e-4, dict.fromkeys(CHECKS, 0.5), 0.5, 1e-6)))
     with pytest.raises(GateFailed, match=r"causal 5\.00e-01"):
         ensure(fake, tmp_path)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from unspoken.cache import KVCache
 from unspoken.engines import transformers as module
-from unspoken.engines.protocol import Engine, Limits, Piece, Prompt, Turn
+from unspoken.engines.protocol import Engine, Limits, Loading, Piece, Prompt, Turn
 from unspoken.engines.transformers import TransformersEngine, load
 from unspoken.errors import ContextOverflow, IncompatibleCache, ModelNotFound, UnsupportedModel, UsageError
 from unspoken.manifest import compare
+from unspoken.modelstore import Source
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.controls import Zero
 from unspoken.transforms.rope import Move, RemoveRope
@@ -78,7 +79,8 @@ def test_cache_of_two_readings_equals_the_cache_of_one(engine: TransformersEngin
     assert _caches_apart(parts, whole) < BOUND
     assert parts.positions.tolist() == whole.positions.tolist() == list(range(len(SOURCE + QUESTION)))
     assert parts.manifest.token_ids == whole.manifest.token_ids
-    assert [step.args for step in parts.manifest.lineage] == [{"tokens": len(SOURCE)}, {"tokens": len(QUESTION)}]
+    assert [step.args["tokens"] for step in parts.manifest.lineage] == [len(SOURCE), len(QUESTION)]
+    assert parts.manifest.engines() == {"transformers"}
 
 
 def test_moved_cache_answers_like_one_read_there(engine: TransformersEngine, content: PromptOf) -> None:
@@ -307,7 +309,7 @@ def test_a_loaded_model_computes_what_the_model_given_by_hand_does(
         engine = tiny_engine(kind)
         engine._model.save_pretrained(tmp_path / kind)
         engine._tokenizer.save_pretrained(tmp_path / kind)
-        loaded = load(tmp_path / kind, kind)
+        loaded = load(Source(str(tmp_path / kind)), Loading())
         assert compare(loaded.spec, engine.spec) == []
         pairs = list(zip(_turns(loaded, content), _turns(engine, content), strict=True))
         for mine, theirs in pairs:
@@ -355,7 +357,7 @@ def test_same_weights_have_one_fingerprint_in_any_folder_and_type(
         published.save_pretrained(tmp_path / folder)  # type: ignore[operator]
         tiny_tokenizer().save_pretrained(tmp_path / folder)
         _cast(published, torch.float32)
-        loaded += [load(tmp_path / folder, folder, wanted) for wanted in ("float32", "bfloat16")]
+        loaded += [load(Source(str(tmp_path / folder)), Loading(dtype=wanted)) for wanted in ("float32", "bfloat16")]
     assert [each.dtype for each in loaded] == ["float32", "bfloat16"] * 3
     cache = engine.prefill(content(engine, SOURCE))
     for each in loaded:
@@ -478,8 +480,9 @@ def test_a_model_without_rotary_embedding_is_refused(tiny_tokenizer: Callable[..
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelNotFound, match="cannot be loaded as a model"):
-        load(tmp_path, "nothing")
+        load(Source(str(tmp_path)), Loading())
     tiny_model("mistral", sliding_window=16).config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="sliding window of 16"):
-        load(tmp_path, "window")
+        load(Source(str(tmp_path)), Loading())

@@ -16,6 +16,7 @@ from unspoken.channels.protocol import (
     peak_rss_bytes,
     stopwatch,
 )
+from unspoken.engines.gate import ensure_pair, require_pair
 from unspoken.errors import UsageError
 from unspoken.manifest import require_compatible
 from unspoken.transforms import Transform
@@ -71,12 +72,31 @@ class Continue:
         return once_per_reading(requests, lambda readings: [self._delivery(each, receiver) for each in readings])
 
     def _delivery(self, reading: Reading, receiver: Party) -> Delivery:
-        return continued(reading.cache, receiver, Stages(capture=reading.seconds))
+        measured_for(reading, receiver)
+        return continued(Cast(receiver.engine.dtype)(reading.cache), receiver, Stages(capture=reading.seconds))
+
+
+def measured_for(reading: Reading, receiver: Party) -> None:
+    """Measure, once, whether the receiver's engine goes on from caches of the sender's, where these differ."""
+    sender = reading.reader.engine
+    ensure_pair(sender.name, receiver.engine, lambda: sender)
+
+
+def require_fitting(cache: KVCache, receiver: Party) -> None:
+    """Refuse a cache of another model, or of another engine that was not measured against the receiver's.
+
+    Raises:
+        IncompatibleCache: If another model made it.
+        GateFailed: If the pair of engines is not known to pass.
+    """
+    require_compatible(cache.spec, receiver.engine.spec)
+    for engine in cache.manifest.engines():
+        require_pair(engine, receiver.engine)
 
 
 def continued(cache: KVCache, receiver: Party, seconds: Stages) -> Delivery:
     """Return the delivery of a whole cache that the receiver goes on from."""
-    require_compatible(cache.spec, receiver.engine.spec)
+    require_fitting(cache, receiver)
     return Delivery(
         channel="kv-continue",
         bytes_moved=wire_bytes(cache),
@@ -102,7 +122,8 @@ def inserted(
         on_wire: What is done to the position-free content columns before they travel.
         in_place: What is done to them once they are turned to the receiver's positions.
     """
-    require_compatible(reading.cache.spec, receiver.engine.spec)
+    measured_for(reading, receiver)
+    require_fitting(reading.cache, receiver)
     seconds = {"capture": reading.seconds}
     with stopwatch(seconds, "transform"):
         segment = on_wire(content_columns(reading.cache))
@@ -134,8 +155,9 @@ def received(cache: KVCache, receiver: Party) -> Delivery:
 
     Raises:
         IncompatibleCache: If another model made it.
+        GateFailed: If another engine made it and the pair was not measured, see `engines.gate.ensure_pair`.
     """
-    require_compatible(cache.spec, receiver.engine.spec)
+    require_fitting(cache, receiver)
     if cache.manifest.rope == "removed":
         return joined("kv", cache, receiver, {})
     return continued(Cast(receiver.engine.dtype)(cache), receiver, Stages())

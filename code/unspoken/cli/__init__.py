@@ -16,6 +16,7 @@ COMMANDS = {
     "capture": "Let an agent read a document and keep its cache in a file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "inspect": "Show what a cache file is.",
+    "plan": "Tell what of a model fits a machine, and which command to run.",
     "prove": "Prove, with controls, that understanding moves through a cache.",
     "report": "Rebuild metrics and report of a run from its folder alone.",
     "run": "Run an experiment from a YAML file.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -48,8 +48,7 @@ def ask(
     tokens: int,
     model: str,
     engine: str,
-    dtype: str,
-    device: str,
+    loading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
@@ -64,15 +63,17 @@ def ask(
 
         peek(cache_file)  # A bad file is told at once, not after the model has loaded.
     text = None if about is None else read_text(about)
-    loaded, _ = opened(model, engine, dtype, device)
+    loaded, _ = opened(model, engine, loading)
     from unspoken.session import Session
 
     answering = agent(name, card, loaded)
     if cache_file is not None:
+        from unspoken.api import open_to
         from unspoken.cachefile import read_cache
 
         cache = read_cache(cache_file)
         require_whole(cache)
+        open_to(cache, model, loaded)
         reply = answering.ask_cache(question, cache, new_tokens=tokens)
     else:
         talk = Session(agent(sender, None, loaded), answering, channel=channel)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from unspoken.cli.common import as_json, note, opened, print_json
+from unspoken.cli.common import as_json, model_options, note, opened, print_json
 from unspoken.cli.prove import results_option
 
 
@@ -20,19 +21,27 @@ def bench() -> None:
     "--tokens", default="256,800,2700", show_default=True, help="Lengths of the document, separated by commas."
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds; the median counts.")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Name, folder, .gguf file or hub id.")
-@click.option("--engine", default="transformers", show_default=True, help="What runs the model.")
 @click.option("--wire", default="bfloat16", show_default=True, help="Element type in the file.")
+@model_options
 @results_option
 @as_json
-def handoff(tokens: str, repeats: int, model: str, engine: str, wire: str, results: Path, as_json: bool) -> None:
+def handoff(
+    tokens: str,
+    repeats: int,
+    wire: str,
+    model: str,
+    engine: str,
+    loading: dict[str, Any],
+    results: Path,
+    as_json: bool,
+) -> None:
     """Capture, export, load, inject and first token, against prefilling the text and against raw safetensors."""
     from unspoken.errors import UsageError
 
     lengths = [part.strip() for part in tokens.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in lengths):
         raise UsageError(f"--tokens is '{tokens}'.", "Give lengths of 1 or more, separated by commas: 256,800.")
-    loaded, gate = opened(model, engine, "float32", "cpu")
+    loaded, gate = opened(model, engine, loading)
     from unspoken.bench.handoff import measure, table
     from unspoken.bench.record import keep
 

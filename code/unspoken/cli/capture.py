@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,22 +39,21 @@ def capture(
     keep_tokens: bool,
     model: str,
     engine: str,
-    dtype: str,
-    device: str,
+    loading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Let an agent read DOCUMENT (a text file, or - for standard input) and keep its cache in a file."""
     text = read_text(document)
     if not out.parent.is_dir():
         raise StorageError(f"The folder {out.parent} does not exist.", "Make it first, or choose another --out.")
-    loaded, _ = opened(model, engine, dtype, device)
+    loaded, _ = opened(model, engine, loading)
     from unspoken.cachefile import write_cache
     from unspoken.channels.kv import content_columns
     from unspoken.transforms.cast import Cast
 
     reading = agent(name, card, loaded).read(text)
     kept = reading.cache if whole else content_columns(reading.cache)
-    kept = Cast(wire or (dtype if whole else "bfloat16"))(kept)
+    kept = Cast(wire or (loaded.dtype if whole else "bfloat16"))(kept)
     if not keep_tokens:
         kept = kept.without_tokens()
     began = time.perf_counter()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -26,18 +27,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+_LOADING = (
+    click.option("--dtype", help="transformers: element type the model computes in.  [default: float32]"),
+    click.option("--device", help="transformers: device of torch; others than cpu are untested.  [default: cpu]"),
+    click.option("--kv-type", help="llamacpp: element type of keys and values: f16, f32, bf16, q8_0, q4_0."),
+    click.option("--context", type=click.IntRange(min=64), help="llamacpp: columns there is room for."),
+    click.option(
+        "--gpu-layers", type=click.IntRange(min=-1), help="llamacpp: layers on the GPU (untested), -1 for all."
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="llamacpp: threads to compute with."),
+)
+
+
+def loading_options(function: F) -> F:
+    """Add the options of how a model is opened; the command gets those given as one mapping, `loading`."""
+
+    @functools.wraps(function)
+    def command(**options: Any) -> Any:
+        names = ("dtype", "device", "kv_type", "context", "gpu_layers", "threads")
+        given = {name: options.pop(name) for name in names}
+        return function(loading={name: value for name, value in given.items() if value is not None}, **options)
+
+    for option in reversed(_LOADING):
+        command = option(command)
+    return cast(F, command)
+
+
 def model_options(function: F) -> F:
-    """Add --model, --engine, --dtype and --device to a command."""
-    for option in (
-        click.option(
-            "--device", default="cpu", show_default=True, help="Device of torch; others than cpu are untested."
-        ),
-        click.option("--dtype", default="float32", show_default=True, help="Element type the model computes in."),
-        click.option("--engine", default="transformers", show_default=True, help="What runs the model."),
-        click.option("--model", default="smollm2-135m", show_default=True, help="Name, folder, .gguf file or hub id."),
-    ):
-        function = option(function)
-    return function
+    """Add --model, --engine and the options of how a model is opened to a command."""
+    named = click.option(
+        "--model", default="smollm2-135m", show_default=True, help="Name, folder, .gguf file or hub id."
+    )
+    engine = click.option("--engine", default="transformers", show_default=True, help="What runs the model.")
+    return named(engine(loading_options(function)))
 
 
 @contextmanager
@@ -56,13 +78,14 @@ def quick_start() -> Iterator[None]:
         gc.enable()
 
 
-def opened(model: str, engine: str, dtype: str, device: str) -> tuple[Engine, GateResult]:
+def opened(model: str, engine: str, loading: Mapping[str, Any]) -> tuple[Engine, GateResult]:
     """Load a model that has passed the gate, saying on a terminal that this takes a while."""
     with quick_start():
         note(f"Loading {model} ...")
         from unspoken.api import load_gated
+        from unspoken.engines.protocol import Loading
 
-        return load_gated(model, engine=engine, dtype=dtype, device=device)
+        return load_gated(model, engine, Loading(**loading))
 
 
 def agent(name: str, card: str | None, engine: Engine) -> Agent:

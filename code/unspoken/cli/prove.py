@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unspoken.cli.common import as_json, note, print_json, quick_start
+from unspoken.cli.common import as_json, loading_options, note, print_json, quick_start
 
 if TYPE_CHECKING:
     from unspoken.lab.experiment import Experiment
@@ -31,11 +31,11 @@ results_option = click.option(
 @click.option("--seed", type=int, help="Another draw of facts.")
 @click.option("--model", help="Name, folder, .gguf file or hub id.")
 @click.option("--engine", help="What runs the model.")
-@click.option("--dtype", help="Element type the model computes in.")
+@loading_options
 @results_option
 @as_json
 def prove(full: bool, items: int | None, arms: str | None, seed: int | None, model: str | None, engine: str | None,
-          dtype: str | None, results: Path, as_json: bool) -> None:  # fmt: skip
+          loading: dict[str, Any], results: Path, as_json: bool) -> None:  # fmt: skip
     """Prove, with controls, that understanding moves through a cache.
 
     One agent reads facts that nobody can know; the other is asked for them, having got the facts in twelve
@@ -44,7 +44,7 @@ def prove(full: bool, items: int | None, arms: str | None, seed: int | None, mod
     """
     from unspoken.lab.experiment import FULL_ITEMS, Experiment
 
-    given: dict[str, Any] = {"items": items, "seed": seed, "model": model, "engine": engine, "dtype": dtype}
+    given: dict[str, Any] = {"items": items, "seed": seed, "model": model, "engine": engine, **loading}
     if full:
         given |= {"items": items or FULL_ITEMS, "timed_items": 16}
     if arms is not None:

@@ -29,7 +29,7 @@ def verify(file: str, model: str, engine: str, as_json: bool) -> None:
         from unspoken.cachefile import read_cache
 
         cache = read_cache(file)
-        spec = open_model(model, engine=engine).spec
+        spec = open_model(model, engine).spec
     found = compare(cache.spec, spec)
     if len(cache.layers) != cache.spec.layers:
         found.append(Mismatch("layers held", "fatal", str(len(cache.layers)), str(cache.spec.layers)))

@@ -9,6 +9,7 @@ ENGINES = Registry(
     "unspoken.engines",
     {
         "transformers": "unspoken.engines.transformers:load",
+        "llamacpp": "unspoken.engines.llamacpp:load",
         "fake": "unspoken.engines.fake:load",
     },
 )

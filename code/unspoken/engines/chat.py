@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from unspoken.engines.protocol import Frame, Piece, Prompt
@@ -10,7 +11,46 @@ from unspoken.engines.protocol import Frame, Piece, Prompt
 # Marks that survive templates which trim or escape; letters only, so that no template rewrites them.
 SYSTEM_MARK = "UNSPOKENSYSTEMMARK"
 USER_MARK = "UNSPOKENUSERMARK"
+# Some templates write the date into the prompt: a fixed one, or a cache would be another one every day.
+DAY = "26 Jul 2024"
 PLAIN_TEMPLATE = f"{SYSTEM_MARK}\n\n{USER_MARK}\n\nAnswer: "
+
+
+@dataclass(frozen=True)
+class JinjaTemplate:
+    """A chat template outside transformers, rendered with the same names and settings as there.
+
+    Attributes:
+        chat_template: The template, in Jinja; None for a model that has none.
+        special: The special tokens it may name ("bos_token", "eos_token").
+    """
+
+    chat_template: str | None
+    special: dict[str, str]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        """Return the messages as the model expects them; called as a tokenizer's method of this name is.
+
+        Templates come with model files, so they run in Jinja's sandbox.
+
+        Raises:
+            jinja2.TemplateError: If the template is broken or refuses the messages.
+        """
+        import json
+
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> str:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: DAY
+        options.pop("tokenize", None)  # Ours never does.
+        return environment.from_string(self.chat_template or "").render(messages=messages, **options, **self.special)
 
 
 def rendered(tokenizer: Any) -> str:
@@ -28,7 +68,7 @@ def rendered(tokenizer: Any) -> str:
     )
     for messages in attempts:
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=DAY)
         except Exception:  # noqa: S112 - a template is a program of its author's; refusing a role is how it answers
             continue
         if text.count(SYSTEM_MARK) == 1 and text.count(USER_MARK) == 1:

@@ -6,28 +6,26 @@ moved and continued is for the gate to measure.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from unspoken.engines.fingerprints import (
+    PROBE,
+    Sampled,
+    hash_architecture,
+    hash_tokenizer,
+    hash_weights,
+    scattered,
+)
 from unspoken.errors import UnsupportedModel
 from unspoken.spec import ModelSpec, RopeSpec, fingerprint
 
 # Rules whose frequencies do not depend on the length of the text.
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")
-SAMPLES_PER_TENSOR = 256
-# Configuration fields that say nothing about a cache: labels, defaults of generation, training switches.
-_IRRELEVANT = {
-    "_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures",
-    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "quantization_config",
-    "attention_dropout", "initializer_range", "pretraining_tp", "tie_word_embeddings", "max_position_embeddings",
-    "auto_map", "_attn_implementation_autoset", "_attn_implementation", "output_attentions", "output_hidden_states",
-    "return_dict", "id2label", "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder",
-    "use_sliding_window", "max_window_layers",
-}  # fmt: skip
 
 
 def refuse_unsupported(config: Any) -> None:
@@ -96,58 +94,27 @@ def describe(model: nn.Module, tokenizer: Any, template: str, name: str) -> Mode
         context=int(config.max_position_embeddings),
         rope=_rope(model),
         weights=weights_fingerprint(model),
-        architecture=_architecture_fingerprint(config),
-        tokenizer=_tokenizer_fingerprint(tokenizer),
+        architecture=hash_architecture(config.to_dict()),
+        tokenizer=_tokenizer(tokenizer),
         chat_template=fingerprint(template),
     )
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Hash values sampled from every tensor of a model.
+    """Hash values sampled from every tensor of a model, see `unspoken.engines.fingerprints`."""
+    return hash_weights(_sampled(model))
 
-    Samples are taken as bfloat16, because nearly all models were published in it: the same weights
-    loaded as float32, bfloat16 or float16 then have the same fingerprint. Values below float16's
-    smallest normal number are taken as zero for the same reason. A fine-tune changes some sample of
-    some tensor, noise nearly all. Weights kept in a packed quantised type are hashed as they are.
-    """
-    parts: list[bytes] = []
-    for name, parameter in sorted(model.named_parameters()):
+
+def _sampled(model: nn.Module) -> Iterator[Sampled]:
+    for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        sample = flat[_scattered(flat.numel()).to(flat.device)].cpu()
-        parts += [f"{name}{list(parameter.shape)}".encode(), _canonical(sample)]
-    return fingerprint(b"\0".join(parts))
+        yield Sampled(name, tuple(parameter.shape), flat[scattered(flat.numel()).to(flat.device)].cpu())
 
 
-def _scattered(count: int) -> Int[Tensor, " sample"]:
-    """Return places all over a tensor of some size, the same each time.
-
-    An even stride would often be a multiple of a row and see a single column of a matrix; multiplying by
-    Knuth's constant (The Art of Computer Programming, vol. 3, 6.4) scatters the places.
-    """
-    if count <= SAMPLES_PER_TENSOR:
-        return torch.arange(count)
-    return torch.arange(SAMPLES_PER_TENSOR) * 2654435761 % count
-
-
-def _canonical(sample: Tensor) -> bytes:
-    if not sample.is_floating_point():
-        return sample.contiguous().view(torch.uint8).numpy().tobytes()
-    wide = sample.to(torch.float32)
-    wide = torch.where(wide.abs() < torch.finfo(torch.float16).tiny, torch.zeros_like(wide), wide)
-    return wide.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-
-
-def _architecture_fingerprint(config: Any) -> str:
-    kept = {key: value for key, value in config.to_dict().items() if key not in _IRRELEVANT and value is not None}
-    return fingerprint(json.dumps(kept, sort_keys=True, default=str))
-
-
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
-    # The vocabulary says which ids there are; the probe shows how text is cut, whatever library version cuts it.
-    probe = "Vera's 3 keys: naïve résumé, 12,345.67\n\n\tif x != y:  # 東京 🙂"
+def _tokenizer(tokenizer: Any) -> str:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    tokens = "\0".join(sorted(vocabulary, key=vocabulary.__getitem__))
-    return fingerprint(f"{tokens}\0{max(vocabulary.values())}\0{tokenizer.encode(probe, add_special_tokens=False)}")
+    probe = tokenizer.encode(PROBE, add_special_tokens=False)
+    return hash_tokenizer(sorted(vocabulary, key=vocabulary.__getitem__), max(vocabulary.values()), probe)
 
 
 def _rope_parameters(config: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,8 +24,8 @@ from torch import Tensor
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import chat
 from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
-from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
-from unspoken.manifest import Step
+from unspoken.engines.prefilled import prefilled
+from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
 from unspoken.spec import ModelSpec, RopeSpec, fingerprint
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.rope import angles, rotation, turn
@@ -72,7 +71,7 @@ class FakeEngine:
         self._base = torch.randn((LAYERS, KV_HEADS, 1, HEAD_DIM), generator=generator).sign()
         self._head = torch.randn((LAYERS * KV_HEADS * HEAD_DIM, VOCABULARY), generator=generator) / 8
         self._narrow = Cast(dtype)
-        self.dtype = dtype
+        self.dtype = self.precision = dtype
         self._spec = ModelSpec(
             name=name or f"fake-{seed}",
             family="fake",
@@ -116,14 +115,7 @@ class FakeEngine:
         ]
         read = KVCache.build(layers, self._spec, spans=prompt.spans(), token_ids=ids)
         whole = read if past is None else self._narrow(past).concat(read)
-        return KVCache.build(
-            whole.layers,
-            self._spec,
-            spans=whole.manifest.spans,
-            token_ids=whole.manifest.token_ids,
-            lineage=(*(past.manifest.lineage if past else ()), Step("prefill", {"tokens": len(ids)})),
-            sender=past.manifest.sender if past else None,
-        )
+        return prefilled(whole.layers, self._spec, prompt, past, self.name)
 
     def logits(
         self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
@@ -139,10 +131,17 @@ class FakeEngine:
             outputs.append(weights @ layer.values.to(torch.float32) + _values(ids, layer.index))
         return torch.cat(outputs).transpose(0, 1).flatten(1) @ self._head
 
-    def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
-        """Answer each turn with a quote from what it can see; its first token is by far the most probable."""
+    def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
+        """Answer each turn with a quote from what it can see, whatever the temperature."""
         require_turns(turns, limits)
-        return tuple(self._answer(each, limits) for each in turns)
+        made = tuple(self._answer(each, limits) for each in turns)
+        for at, each in enumerate(made):
+            if hear is not None and each.text:
+                hear(at, each.text)
+        return made
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
     def _answer(self, asked: Turn, limits: Limits) -> Generation:
         began, prompt = time.perf_counter(), asked.prompt
@@ -192,9 +191,10 @@ class FakeEngine:
         return first_position(prompt, past, start, self._spec)
 
 
-def load(folder: Path | None, name: str, dtype: str = "float32", device: str = "cpu") -> FakeEngine:
-    """Return a fake model; another name makes another model. Folder and device are not used."""
-    return FakeEngine(zlib.crc32(name.encode()), name, dtype)
+def load(source: Source, loading: Loading) -> FakeEngine:
+    """Return a fake model; another name makes another model, files and device are not used."""
+    loading.refuse("fake", "kv_type", "context", "gpu_layers", "threads")
+    return FakeEngine(zlib.crc32(source.name.encode()), source.name, loading.dtype or "float32")
 
 
 def _values(token_ids: Int[Tensor, " seq"], layer: int) -> Float[Tensor, "kv_heads seq head_dim"]:

@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from unspoken.cache import KVCache
+from unspoken.errors import UsageError
 from unspoken.manifest import Span, SpanKind
 from unspoken.spec import ModelSpec
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a model's files come from; an engine asks for the kind it reads."""
+
+    @property
+    def name(self) -> str:
+        """What the user called the model."""
+        ...
+
+    @property
+    def memory(self) -> Path | None:
+        """Folder for what is kept between runs; None keeps nothing."""
+        ...
+
+    def folder(self) -> tuple[Path, str]:
+        """Return a folder in Hugging Face's layout and the name to show."""
+        ...
+
+    def gguf(self) -> tuple[Path, str]:
+        """Return a GGUF file and the name to show."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is opened. What is None is the engine's choice.
+
+    Attributes:
+        dtype: Element type the model computes in; llama.cpp takes it from the file.
+        device: Device of torch.
+        kv_type: Element type of keys and values in llama.cpp: f32, f16, bf16, q8_0 or q4_0.
+        context: Columns llama.cpp has room for, over everything that is held at once.
+        gpu_layers: Layers llama.cpp puts on the graphics device; -1 for all.
+        threads: Threads to compute with.
+    """
+
+    dtype: str | None = None
+    device: str | None = None
+    kv_type: str | None = None
+    context: int | None = None
+    gpu_layers: int | None = None
+    threads: int | None = None
+
+    def refuse(self, engine: str, *names: str) -> None:
+        """Refuse settings that an engine does not have, so that none is ignored in silence.
+
+        Raises:
+            UsageError: If one of them was given.
+        """
+        given = [name for name in names if getattr(self, name) is not None]
+        if given:
+            shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"The engine '{engine}' has no {shown}.", "Leave it out, or choose another engine.")
 
 
 @dataclass(frozen=True)
@@ -80,10 +137,25 @@ class Turn:
 
 @dataclass(frozen=True)
 class Limits:
-    """When generation ends: after `new_tokens`, at the model's end token, or at a stop string."""
+    """When generation ends, and how a token is chosen.
+
+    Attributes:
+        new_tokens: Most tokens of an answer; it also ends at the model's end token.
+        stop: Texts at which it ends; they are not part of the answer.
+        temperature: 0 takes the most probable token; above, tokens are drawn.
+        top_p: Drawn only from the most probable tokens that have this share of the probability together.
+        seed: Of the draws.
+    """
 
     new_tokens: int = 64
     stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+Hearer = Callable[[int, str], None]
+"""Is told the turn's index and each further piece of its answer, as it is made."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +188,15 @@ class Engine(Protocol):
     Attributes:
         name: The engine's registered name.
         version: Version of the software that computes, and on which kind of device; part of what the gate remembers.
-        dtype: Element type the model computes in.
+        dtype: Element type of the columns it makes.
+        precision: The coarsest type it computes in; what rounding alone may do, and so the gate's bounds, depend
+            on it (`unspoken.engines.gate.BOUNDS`).
     """
 
     name: str
     version: str
     dtype: str
+    precision: str
 
     @property
     def spec(self) -> ModelSpec:
@@ -160,6 +235,16 @@ class Engine(Protocol):
         """Return the float32 logits at every token of a prompt read on top of `past`."""
         ...
 
-    def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
-        """Answer several turns in one batch, greedily; each sees only its own past and prompt."""
+    def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
+        """Answer several turns in one batch; each sees only its own past and prompt.
+
+        Args:
+            turns: What to answer.
+            limits: When an answer ends, and how its tokens are chosen.
+            hear: Is told the answers piece by piece, as they are made.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back; the engine cannot be used any more, caches it made can."""
         ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import attention, chat
+from unspoken.engines.answers import Answers, heard_from
 from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
 from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
 from unspoken.engines.describe import describe
-from unspoken.engines.protocol import Frame, Generation, Limits, Prompt, Turn
+from unspoken.engines.prefilled import prefilled
+from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
 from unspoken.errors import ModelNotFound, UsageError
-from unspoken.manifest import Step
 from unspoken.spec import ModelSpec
 
 # Prompts are read in chunks, so that a mask is [512, columns] and never [columns, columns].
@@ -54,7 +54,7 @@ class TransformersEngine:
         self._device = next(model.parameters()).device
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
         self._frames: dict[str, Frame] = {}
-        self.dtype = str(self._dtype).removeprefix("torch.")
+        self.dtype = self.precision = str(self._dtype).removeprefix("torch.")
         self.version = f"{transformers.__version__}, torch {torch.__version__}, {self._device.type}"
 
     @property
@@ -80,7 +80,6 @@ class TransformersEngine:
         """Read a prompt and return the cache of `past` and prompt together, kept on the CPU."""
         inner, first = self._opened(prompt, past, start)
         self._read(prompt, inner, past, first, keep_logits=1)
-        columns = 0 if past is None else past.columns
         positions = torch.arange(first, first + len(prompt.token_ids), dtype=torch.int32)
         if past is not None:
             positions = torch.cat((past.positions, positions))
@@ -88,16 +87,7 @@ class TransformersEngine:
             KVLayer(index, layer.keys[0].contiguous().cpu(), layer.values[0].contiguous().cpu(), positions)
             for index, layer in enumerate(inner.layers)
         ]
-        manifest = None if past is None else past.manifest
-        known = prompt.token_ids if manifest is None else _joined(manifest.token_ids, prompt.token_ids)
-        return KVCache.build(
-            layers,
-            self._spec,
-            spans=(*(manifest.spans if manifest else ()), *(span.shifted(columns) for span in prompt.spans())),
-            token_ids=known,
-            lineage=(*(manifest.lineage if manifest else ()), Step("prefill", {"tokens": len(prompt.token_ids)})),
-            sender=manifest.sender if manifest else None,
-        )
+        return prefilled(layers, self._spec, prompt, past, self.name)
 
     def logits(
         self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
@@ -106,14 +96,21 @@ class TransformersEngine:
         inner, first = self._opened(prompt, past, start)
         return self._read(prompt, inner, past, first, keep_logits=0)
 
-    def generate(self, turns: Sequence[Turn], limits: Limits) -> tuple[Generation, ...]:
-        """Answer several turns, greedily, in packs of at most `PACK`; each sees only its own past and prompt."""
+    def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
+        """Answer several turns in packs of at most `PACK`; each sees only its own past and prompt."""
         require_turns(turns, limits)
-        packs = [turns[at : at + PACK] for at in range(0, len(turns), PACK)]
-        return tuple(made for pack in packs for made in self._generate_pack(pack, limits))
+        return tuple(
+            made
+            for at in range(0, len(turns), PACK)
+            for made in self._generate_pack(turns[at : at + PACK], limits, heard_from(hear, at))
+        )
+
+    def close(self) -> None:
+        """Give the weights back; what memory they had is free once nothing else refers to them."""
+        self._model = None
 
     @torch.inference_mode()
-    def _generate_pack(self, turns: Sequence[Turn], limits: Limits) -> list[Generation]:
+    def _generate_pack(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None) -> list[Generation]:
         began = time.perf_counter()
         room = sum(len(turn.prompt.token_ids) + ROOM_PER_TURN + limits.new_tokens for turn in turns)
         inner, ranges = self._inner([turn.past for turn in turns], room)
@@ -131,47 +128,41 @@ class TransformersEngine:
             )
             for i, row in enumerate(rows)
         ]
-        tokens = self._decode_greedily(inner, layout, rows, first, limits)
+        answers = Answers(len(rows), limits, self._end_tokens(), self.decode, hear)
+        self._go_on(inner, layout, rows, first, answers)
         share = 1.0 / len(turns)
         seconds_first, seconds_total = (first_token - began) * share, (time.perf_counter() - began) * share
         return [
             Generation(
-                text=_cut_at(self.decode(ids), limits.stop),
-                token_ids=ids,
+                text=answers.text(i),
+                token_ids=answers.token_ids(i),
                 option_logprobs=scores[i],
                 first_logprobs=first[i],
                 seconds_first_token=seconds_first,
                 seconds_total=seconds_total,
                 tokens_prefilled=len(rows[i].token_ids),
             )
-            for i, ids in enumerate(tokens)
+            for i in range(len(rows))
         ]
 
-    def _decode_greedily(
-        self, inner: Any, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], limits: Limits
-    ) -> list[tuple[int, ...]]:
-        ends = self._end_tokens()
-        tokens = {i: int(logprobs.argmax()) for i, logprobs in enumerate(first)}
-        visible = layout.allowed[list(layout.last)]
-        made: list[list[int]] = [[] for _ in rows]
-        for step in range(limits.new_tokens):
-            tokens = {i: token for i, token in tokens.items() if token not in ends}
-            for i, token in tokens.items():
-                made[i].append(token)
-            tokens = {i: token for i, token in tokens.items() if not self._stopped(made[i], limits)}
-            if not tokens or step == limits.new_tokens - 1:
-                break
-            going = list(tokens)
+    def _go_on(
+        self, inner: Any, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], answers: Answers
+    ) -> None:
+        """Make the answers token by token, all that are going in one step."""
+        visible, step = layout.allowed[list(layout.last)], 0
+        logits = dict(enumerate(first))
+        while True:
+            taken = {i: answers.take(i, logits[i]) for i in logits}
+            going = [i for i, token in taken.items() if token is not None]
+            if not going:
+                return
             fresh = torch.zeros((len(rows), len(going)), dtype=torch.bool)
             fresh[going, range(len(going))] = True
             visible = torch.cat((visible, fresh), dim=1)
             positions = torch.tensor([rows[i].start + len(rows[i].token_ids) + step for i in going])
-            logits = self._forward(inner, torch.tensor(list(tokens.values())), positions, visible[going], keep=0)
-            tokens = dict(zip(going, logits.argmax(dim=-1).tolist(), strict=True))
-        return [tuple(ids) for ids in made]
-
-    def _stopped(self, token_ids: Sequence[int], limits: Limits) -> bool:
-        return bool(limits.stop) and any(stop in self.decode(token_ids) for stop in limits.stop)
+            ids = torch.tensor([taken[i] for i in going])
+            made = self._forward(inner, ids, positions, visible[going], keep=0)
+            logits, step = dict(zip(going, made, strict=True)), step + 1
 
     def _row(self, turn: Turn, past: range, limits: Limits) -> Row:
         options = option_tokens(turn, limits, self._spec, self.encode)
@@ -239,14 +230,12 @@ class TransformersEngine:
         return roomy_cache(layers, room, self._device, self._dtype), [ranges[id(past)] for past in pasts]
 
 
-def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -> TransformersEngine:
+def load(source: Source, loading: Loading) -> TransformersEngine:
     """Load a model folder in Hugging Face's layout.
 
     Args:
-        folder: Folder with config.json, safetensors weights and a tokenizer.
-        name: For display.
-        dtype: Element type to compute in.
-        device: `cpu`, `cuda`, `mps`; anything but `cpu` is written but untested.
+        source: The model's files: a folder with config.json, safetensors weights and a tokenizer.
+        loading: Element type and device; a device that is not `cpu` (`cuda`, `mps`) is written but untested.
 
     Raises:
         ModelNotFound: If the folder cannot be read as a model.
@@ -257,8 +246,11 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -
 
     from unspoken.engines.describe import refuse_unsupported
 
+    loading.refuse("transformers", "kv_type", "context", "gpu_layers", "threads")
+    dtype = loading.dtype or "float32"
     if dtype not in DTYPES:
         raise UsageError(f"There is no element type '{dtype}'.", f"Choose one of {', '.join(DTYPES)}.")
+    folder, name = source.folder()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     attention.register()
     try:
@@ -273,13 +265,4 @@ def load(folder: Path, name: str, dtype: str = "float32", device: str = "cpu") -
             f"The folder {folder} cannot be loaded as a model: {str(error).splitlines()[0]}",
             "It must hold config.json, *.safetensors and tokenizer files of a causal language model.",
         ) from error
-    return TransformersEngine(model.to(device), tokenizer, name)
-
-
-def _joined(past_ids: tuple[int, ...] | None, new_ids: tuple[int, ...]) -> tuple[int, ...] | None:
-    return None if past_ids is None else (*past_ids, *new_ids)
-
-
-def _cut_at(text: str, stops: Sequence[str]) -> str:
-    found = [text.index(stop) for stop in stops if stop in text]
-    return text[: min(found)] if found else text
+    return TransformersEngine(model.to(loading.device or "cpu"), tokenizer, name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
 
+from unspoken.engines.protocol import Loading
 from unspoken.errors import StorageError, UsageError
 from unspoken.lab.arms import DEFAULT_ARMS
 
@@ -26,7 +28,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         arms: Registered controls and channels with options.
         model: Name, folder or hub id.
         engine: Registered engine.
-        dtype: Element type the model computes in.
+        dtype, device, kv_type, context, gpu_layers, threads: How it is opened, see
+            `unspoken.engines.protocol.Loading`; None is the engine's choice.
         sender: Name of the agent that reads.
         receiver: Name of the agent that answers.
         answer_tokens: Most tokens of an answer.
@@ -41,7 +44,12 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arms: tuple[str, ...] = DEFAULT_ARMS
     model: str = "smollm2-135m"
     engine: str = "transformers"
-    dtype: str = "float32"
+    dtype: str | None = None
+    device: str | None = None
+    kv_type: str | None = None
+    context: int | None = None
+    gpu_layers: int | None = None
+    threads: int | None = None
     sender: str = "lyra"
     receiver: str = "vera"
     answer_tokens: int = 6
@@ -60,6 +68,11 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
         if not self.arms or len(set(self.arms)) != len(self.arms):
             raise UsageError(f"The experiment's arms are {list(self.arms)}.", "Name each arm once, at least one.")
+
+    @property
+    def loading(self) -> Loading:
+        """How the model is opened."""
+        return Loading(**{each.name: getattr(self, each.name) for each in fields(Loading)})
 
     @property
     def pilot(self) -> bool:

@@ -41,7 +41,7 @@ def run_study(experiment: Experiment, results: Path, watch: Watcher) -> Study:
     """
     began = time.perf_counter()
     task, sources = load_task(experiment)
-    engine, gate = load_gated(experiment.model, engine=experiment.engine, dtype=experiment.dtype)
+    engine, gate = load_gated(experiment.model, experiment.engine, experiment.loading)
     loaded = time.perf_counter()
     described = {
         "name": task.name,

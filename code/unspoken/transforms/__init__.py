@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from unspoken.cache import KVCache
 from unspoken.registry import Registry
+
+if TYPE_CHECKING:
+    from unspoken.cache import KVCache
 
 TRANSFORMS = Registry(
     "transform",

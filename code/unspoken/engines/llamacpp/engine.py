@@ -1,0 +1,253 @@
+"""The llama.cpp engine: quantised models on small machines, with columns that go in and out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unspoken.cache import KVCache
+from unspoken.engines import chat
+from unspoken.engines.answers import Answers, heard_from
+from unspoken.engines.batch import option_score
+from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
+from unspoken.engines.llamacpp.context import SEQUENCES
+from unspoken.engines.llamacpp.opened import Opened
+from unspoken.engines.llamacpp.parse import parse
+from unspoken.engines.prefilled import prefilled
+from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Prompt, Turn
+from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
+from unspoken.spec import ModelSpec
+
+# Turns answered together. Each takes a sequence of its own beside its past and, for a moment, its options.
+PACK = 24
+OPTIONS_AT_ONCE = SEQUENCES - 2 * PACK
+
+
+@dataclass(frozen=True)
+class Row:
+    """A turn with its sequences: what it stands on, its own, its tokens, its options and its first position."""
+
+    past: int | None
+    sequence: int
+    token_ids: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The position after its prompt."""
+        return self.start + len(self.token_ids)
+
+
+class LlamaCppEngine:
+    """A GGUF file in llama.cpp, with a context.
+
+    Args:
+        opened: The model, its context and what is known of both; closed with the engine.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, opened: Opened) -> None:
+        self._model, self._context = opened.model, opened.context
+        self._spec, self._template, self._translation = opened.spec, opened.template, opened.translation
+        self._ends = opened.model.ends()
+        self._frames: dict[str, Frame] = {}
+        self.dtype = opened.translation.dtype
+        self.precision = opened.precision
+        self.version = opened.version
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, as far as a cache depends on it."""
+        return self._spec
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text, with no special tokens added."""
+        return self._model.tokenize(text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        return self._model.detokenize(token_ids).decode(errors="replace")
+
+    def frame(self, system: str) -> Frame:
+        """Return the model's chat template around a user's words, for a system prompt."""
+        if system not in self._frames:
+            self._frames[system] = chat.cut(self._template, system, self.encode)
+        return self._frames[system]
+
+    def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
+        """Read a prompt and return the cache of `past` and prompt together."""
+        self._read(prompt, past, start, everywhere=False)
+        layers = self._translation.columns(parse(self._context.save(0)))
+        return prefilled(layers, self._spec, prompt, past, self.name)
+
+    def logits(
+        self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
+    ) -> Float[Tensor, "seq vocab"]:
+        """Return the float32 logits at every token of a prompt read on top of `past`."""
+        return torch.from_numpy(self._read(prompt, past, start, everywhere=True))
+
+    def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
+        """Answer several turns, as many at once as there is room for; each sees only its own past and prompt."""
+        require_turns(turns, limits)
+        options = [option_tokens(turn, limits, self._spec, self.encode) for turn in turns]
+        made: list[Generation] = []
+        while len(made) < len(turns):
+            at = len(made)
+            pack = self._that_fit(turns[at:], options[at:], limits)
+            made += self._generate_pack(turns[at : at + pack], options[at : at + pack], limits, heard_from(hear, at))
+        return tuple(made)
+
+    def close(self) -> None:
+        """Give the memory of context and model back."""
+        self._context.close()
+        self._model.close()
+
+    def _read(
+        self, prompt: Prompt, past: KVCache | None, start: int | None, *, everywhere: bool
+    ) -> NDArray[np.float32]:
+        """Read a prompt into sequence 0 and return the logits of all its tokens, or of none."""
+        first = first_position(prompt, past, start, self._spec)
+        if past is not None and first != past.next_position:
+            raise UsageError(
+                f"llama.cpp goes on at position {past.next_position}, right after the past; asked for was {first}.",
+                "Leave the start out, or use the transformers engine.",
+            )
+        self._require_cells((past.columns if past else 0) + len(prompt.token_ids))
+        self._context.clear()
+        if past is not None:
+            self._inject(past, 0)
+        ids = np.array(prompt.token_ids, np.int32)
+        positions = np.arange(first, first + len(ids), dtype=np.int32)
+        return self._context.decode(ids, positions, np.zeros_like(ids), np.full(len(ids), everywhere))
+
+    def _inject(self, cache: KVCache, sequence: int) -> None:
+        require_injectable(cache, self._spec)
+        refused = self._context.restore(self._translation.state(cache), sequence)
+        if refused is not None:
+            raise IncompatibleCache(
+                f"llama.cpp did not take the cache: {refused}", "Capture it again; if that does not help, report this."
+            )
+
+    def _generate_pack(
+        self,
+        turns: Sequence[Turn],
+        options: Sequence[tuple[tuple[int, ...], ...]],
+        limits: Limits,
+        hear: Hearer | None,
+    ) -> list[Generation]:
+        began = time.perf_counter()
+        self._context.clear()
+        rows = self._rows(turns, options)
+        first = self._read_prompts(rows).log_softmax(dim=-1)
+        first_token = time.perf_counter()
+        scores = self._scores(rows, first)
+        answers = Answers(len(rows), limits, self._ends, self.decode, hear)
+        self._go_on(rows, first, answers)
+        share = 1.0 / len(rows)
+        seconds_first, seconds_total = (first_token - began) * share, (time.perf_counter() - began) * share
+        return [
+            Generation(
+                text=answers.text(i),
+                token_ids=answers.token_ids(i),
+                option_logprobs=scores[i],
+                first_logprobs=first[i],
+                seconds_first_token=seconds_first,
+                seconds_total=seconds_total,
+                tokens_prefilled=len(row.token_ids),
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def _rows(self, turns: Sequence[Turn], options: Sequence[tuple[tuple[int, ...], ...]]) -> list[Row]:
+        """Put each distinct past into a sequence and let every turn on it fork that."""
+        pasts: dict[int, int] = {}
+        rows = []
+        for at, (turn, scored) in enumerate(zip(turns, options, strict=True)):
+            sequence, start = PACK + at, first_position(turn.prompt, turn.past, None, self._spec)
+            if turn.past is not None and id(turn.past) not in pasts:
+                pasts[id(turn.past)] = len(pasts)
+                self._inject(turn.past, pasts[id(turn.past)])
+            past = pasts.get(id(turn.past))
+            if past is not None:
+                self._context.fork(past, sequence)
+            rows.append(Row(past, sequence, turn.prompt.token_ids, scored, start))
+        return rows
+
+    def _read_prompts(self, rows: Sequence[Row]) -> Float[Tensor, "rows vocab"]:
+        wanted = [np.arange(len(row.token_ids)) == len(row.token_ids) - 1 for row in rows]
+        return self._decode([(row.token_ids, row.start, row.sequence) for row in rows], np.concatenate(wanted))
+
+    def _scores(self, rows: Sequence[Row], first: Float[Tensor, "rows vocab"]) -> list[tuple[float, ...]]:
+        """Score options: each is read behind its turn in a fork that is forgotten again; the last token never is."""
+        nothing = torch.empty(0, first.shape[1])
+        read: dict[tuple[int, int], Tensor] = {}
+        longer = [(i, j) for i, row in enumerate(rows) for j, option in enumerate(row.options) if len(option) > 1]
+        for at in range(0, len(longer), OPTIONS_AT_ONCE):
+            forks = list(enumerate(longer[at : at + OPTIONS_AT_ONCE], start=2 * PACK))
+            for sequence, (i, _) in forks:
+                self._context.fork(rows[i].sequence, sequence)
+            parts = [(rows[i].options[j][:-1], rows[i].stop, sequence) for sequence, (i, j) in forks]
+            logprobs = self._decode(parts, np.ones(sum(len(ids) for ids, _, _ in parts), bool)).log_softmax(dim=-1)
+            for (sequence, which), lines in zip(
+                forks, torch.split(logprobs, [len(ids) for ids, _, _ in parts]), strict=True
+            ):
+                self._context.drop(sequence)
+                read[which] = lines
+        return [
+            tuple(option_score(first[i], read.get((i, j), nothing), option) for j, option in enumerate(row.options))
+            for i, row in enumerate(rows)
+        ]
+
+    def _go_on(self, rows: Sequence[Row], first: Float[Tensor, "rows vocab"], answers: Answers) -> None:
+        """Make the answers token by token, all that are going in one step."""
+        logits, step = dict(enumerate(first)), 0
+        while True:
+            taken = {i: answers.take(i, logits[i]) for i in logits}
+            going = [(i, token) for i, token in taken.items() if token is not None]
+            if not going:
+                return
+            parts = [((token,), rows[i].stop + step, rows[i].sequence) for i, token in going]
+            made = self._decode(parts, np.ones(len(parts), bool))
+            logits, step = {i: made[line] for line, (i, _) in enumerate(going)}, step + 1
+
+    def _decode(
+        self, parts: Sequence[tuple[Sequence[int], int, int]], wanted: NDArray[np.bool_]
+    ) -> Float[Tensor, "wanted vocab"]:
+        """Read tokens from a position on, in a sequence each; return the logits that are wanted."""
+        ids = np.concatenate([np.asarray(tokens, np.int32) for tokens, _, _ in parts])
+        positions = np.concatenate([np.arange(start, start + len(tokens)) for tokens, start, _ in parts])
+        sequences = np.concatenate([np.full(len(tokens), sequence) for tokens, _, sequence in parts])
+        return torch.from_numpy(
+            self._context.decode(ids, positions.astype(np.int32), sequences.astype(np.int32), wanted)
+        )
+
+    def _that_fit(self, turns: Sequence[Turn], options: Sequence[tuple[tuple[int, ...], ...]], limits: Limits) -> int:
+        """Return how many of the next turns there are cells for together: at least one, or it is refused."""
+        needed, pasts = 0, set[int]()
+        for at, (turn, scored) in enumerate(zip(turns[:PACK], options[:PACK], strict=True)):
+            own = len(turn.prompt.token_ids) + limits.new_tokens + sum(len(option) - 1 for option in scored)
+            if turn.past is not None and id(turn.past) not in pasts:
+                own += turn.past.columns
+            needed += own
+            if at == 0:
+                self._require_cells(needed)
+            elif needed > self._context.cells:
+                return at
+            pasts.add(id(turn.past))
+        return min(len(turns), PACK)
+
+    def _require_cells(self, needed: int) -> None:
+        if needed > self._context.cells:
+            raise ContextOverflow(
+                f"The prompt needs {needed} columns; the context of '{self._spec.name}' has {self._context.cells}.",
+                "Choose a larger --context, or shorten the document or the question.",
+            )
