@@ -157,7 +157,7 @@ def test_a_manifest_fits_its_schema_and_a_changed_one_does_not(tmp_path: Path) -
     manifest = json.loads(json.loads(header)["__metadata__"]["unspoken.manifest"])
     check = jsonschema.Draft202012Validator(json.loads(schema()))
     assert list(check.iter_errors(manifest)) == []
-    for change in ({"evil": 1}, {"version": "1"}, {"digests": []}, {"cache": {}}):
+    for change in ({"evil": 1}, {"version": "2"}, {"digests": []}, {"cache": {}}):
         assert list(check.iter_errors(manifest | change)) != []
 
 

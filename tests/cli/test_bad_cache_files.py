@@ -5,7 +5,6 @@ A case makes its file in a folder and returns the path. `tests/security` has man
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from unspoken.cache import KVCache
 from unspoken.cachefile import read_cache, write_cache
@@ -30,7 +30,7 @@ def _forged(made: Path, into: Path, change: Callable[[dict[str, Any], dict[str, 
     change(manifest, fields, data)
     whole = {key: value for key, value in manifest.items() if key != "digest"}
     canonical = json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
-    manifest["digest"] = hashlib.sha256(canonical).hexdigest()
+    manifest["digest"] = blake3(canonical).hexdigest()
     fields["__metadata__"][MANIFEST_KEY] = json.dumps(manifest)
     text = json.dumps(fields).encode()
     text += b" " * (-len(text) % 8)
@@ -42,7 +42,7 @@ def _forged(made: Path, into: Path, change: Callable[[dict[str, Any], dict[str, 
 def _nan(manifest: dict[str, Any], fields: dict[str, Any], data: bytearray) -> None:
     start, stop = fields["layers.0.keys"]["data_offsets"]
     struct.pack_into("<f", data, start, float("nan"))
-    manifest["digests"]["layers.0.keys"] = hashlib.sha256(data[start:stop]).hexdigest()
+    manifest["digests"]["layers.0.keys"] = blake3(data[start:stop]).hexdigest()
 
 
 def _overlapping(_: dict[str, Any], fields: dict[str, Any], __: bytearray) -> None:
@@ -77,7 +77,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "overlapping": (lambda made, into: _forged(made, into, _overlapping), "tensors overlap"),
     "zero layers": (_field("layers", []), "holds zero layers"),
     "unknown dtype": (_field("dtype", "int3"), "unknown element type 'int3'"),
-    "future version": (_field("version", 2), "has format version 2, this program reads version 1"),
+    "future version": (_field("version", 3), "has format version 3, this program reads version 2"),
+    "past version": (_field("version", 1), "has format version 1, this program reads version 2"),
     "no cache at all": (_raw(lambda raw: b"{" * 64), "claims a header of"),
     "missing": (lambda made, into: into / "missing.kv", "No such file or directory"),
     "folder": (lambda made, into: into, "no regular file"),

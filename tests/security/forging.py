@@ -5,7 +5,6 @@ And what every forgery meets: a refusal of one kind, or the very cache it was ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 
 from unspoken.cache import KVCache
 from unspoken.cachefile import read_cache
@@ -47,18 +47,16 @@ class Forged:
         start, stop = self.tensors[name]["data_offsets"]
         return memoryview(self.data)[start:stop]
 
-    def signed(self) -> Forged:
+    def signed(self, hashed: Callable[..., Any] = blake3) -> Forged:
         """Make the digests right, as a forger would."""
-        self.manifest["digests"] = {
-            name: hashlib.sha256(self.part(name)).hexdigest() for name in self.manifest["digests"]
-        }
-        return self.sealed()
+        self.manifest["digests"] = {name: hashed(self.part(name)).hexdigest() for name in self.manifest["digests"]}
+        return self.sealed(hashed)
 
-    def sealed(self) -> Forged:
+    def sealed(self, hashed: Callable[..., Any] = blake3) -> Forged:
         """Make the manifest's own digest right."""
         whole = {key: value for key, value in self.manifest.items() if key != "digest"}
         canonical = json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
-        self.manifest["digest"] = hashlib.sha256(canonical).hexdigest()
+        self.manifest["digest"] = hashed(canonical).hexdigest()
         return self
 
     def packed(self) -> bytes:

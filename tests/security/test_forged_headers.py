@@ -6,6 +6,7 @@ are signed again in here, so that each check is reached and not only the digest'
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +75,10 @@ FORGED: dict[str, tuple[Callable[[Forged], object], str]] = {
     "unknown field": (put("cache.evil", 1), "unknown field `evil`"),
     "unknown field at the top": (put("evil", 1), "unknown field `evil`"),
     "field missing": (put("cache.dtype", ...), "missing required field `dtype`"),
-    "future version": (put("version", 2), "has format version 2, this program reads version 1"),
-    "version as text": (put("version", "1"), 'has format version "1"'),
-    "version as a fraction": (put("version", 1.0), "has format version 1.0"),
+    "future version": (put("version", 3), "has format version 3, this program reads version 2"),
+    "past version": (put("version", 1), "has format version 1, this program reads version 2"),
+    "version as text": (put("version", "2"), 'has format version "2"'),
+    "version as a fraction": (put("version", 2.0), "has format version 2.0"),
     "version missing": (put("version", ...), "has format version null"),
     "zero layers": (put("cache.layers", []), "holds zero layers"),
     "unknown element type": (put("cache.dtype", "int4"), "unknown element type 'int4'"),
@@ -146,6 +148,18 @@ def test_the_forger_can_forge(good: Path, place: Path, original: KVCache) -> Non
     renamed.manifest["cache"]["sender"] = "vera"
     place.write_bytes(renamed.sealed().packed())
     assert read_cache(place).manifest.sender == "vera"  # Digests are no signature: a name proves nothing.
+
+
+def test_a_sound_file_of_version_1_is_refused_and_the_hint_says_to_capture_again(good: Path, place: Path) -> None:
+    file = Forged.of(good)
+    file.manifest["version"] = 1
+    place.write_bytes(file.signed(hashlib.sha256).packed())
+    for read in (peek, read_cache):
+        with pytest.raises(CacheFileError) as caught:
+            read(place)
+        assert caught.value.problem == f"{place.name} has format version 1, this program reads version 2."
+        assert "SHA-256" in caught.value.hint
+        assert "capture the text again" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", sorted(FORGED))

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table
 
 from unspoken.bench.floor import floor_ratio
+from unspoken.cache import KVCache
 from unspoken.cachefile import read_cache, write_cache
 from unspoken.channels.kv import content_columns, received
 from unspoken.channels.text import read_by
-from unspoken.engines.protocol import Engine, Limits
+from unspoken.engines.protocol import Engine, Limits, Piece, Prompt, Stateful, Turn
 from unspoken.errors import ContextOverflow
 from unspoken.session import Agent
 from unspoken.transforms.cast import Cast
@@ -33,7 +34,10 @@ def measure(engine: Engine, lengths: list[int], repeats: int, wire: str, say: Sa
 
     Each row holds medians over rounds in which all ways are measured one after the other, and ratios taken
     within a round. `seconds_first_token_cache` includes loading the file; `seconds_first_token_text` is the same
-    receiver reading the text itself.
+    receiver reading the text itself. `seconds_resume` is the first token of somebody who has the whole cache at
+    hand and reads only the last token again, `resume_ratio` what reading the document takes in comparison. For
+    engines with memory of their own, `seconds_put` and `seconds_take` are what it takes to move the columns there
+    and back, and `seconds_copy` what it takes to copy as many bytes once.
 
     Raises:
         ContextOverflow: If a length does not fit the model.
@@ -53,6 +57,7 @@ def measure(engine: Engine, lengths: list[int], repeats: int, wire: str, say: Sa
             each["seconds_first_token_text"] / each["seconds_first_token_cache"] for each in rounds
         )
         floor = floor_ratio(engine.spec, length, wire, max(repeats, 7))
+        row["resume_ratio"] = median(each["seconds_capture"] / each["seconds_resume"] for each in rounds)
         row |= {"tokens": length, "bytes": int(row["bytes"]), "floor_ratio": floor["ratio"], "floor": floor}
         rows.append(row)
     return {"engine": engine.name, "wire": wire, "model": engine.spec.name, "repeats": repeats, "rows": rows}
@@ -61,18 +66,10 @@ def measure(engine: Engine, lengths: list[int], repeats: int, wire: str, say: Sa
 def table(found: dict[str, Any]) -> Table:
     """Return the figures as a table for a terminal."""
     shown = Table(title=f"Hand-over of {found['model']} caches as {found['wire']}, median of {found['repeats']}")
-    heads = (
-        "tokens",
-        "MB",
-        "read s",
-        "export ms",
-        "load ms",
-        "first token: cache s",
-        "text s",
-        "ratio",
-        "vs safetensors",
-    )
-    for name in heads:
+    for name in (
+        "tokens", "MB", "read s", "export ms", "load ms", "first token: cache s", "text s", "ratio", "vs safetensors",
+        "resume ratio", "take + put ms", "copy ms",
+    ):  # fmt: skip
         shown.add_column(name, justify="right")
     for row in found["rows"]:
         shown.add_row(
@@ -85,6 +82,9 @@ def table(found: dict[str, Any]) -> Table:
             f"{row['seconds_first_token_text']:.2f}",
             f"{row['first_token_ratio']:.1f}x",
             f"{row['floor_ratio']:.2f}x",
+            f"{row['resume_ratio']:.0f}x",
+            f"{1e3 * (row['seconds_take'] + row['seconds_put']):.0f}" if "seconds_put" in row else "-",
+            f"{1e3 * row['seconds_copy']:.0f}" if "seconds_copy" in row else "-",
         )
     return shown
 
@@ -124,4 +124,29 @@ def _round(engine: Engine, document: str, wire: str) -> dict[str, float]:
         "seconds_inject": injected - loaded,
         "seconds_first_token_cache": first - exported,
         "seconds_first_token_text": text,
+        **_resumed(engine, reading.cache),
+        **_moved_in_and_out(engine, reading.cache),
     }
+
+
+def _resumed(engine: Engine, cache: KVCache) -> dict[str, float]:
+    """Time the next token of a whole cache; its last column is made again, because columns hold no logits."""
+    last = Prompt((Piece("content", (cache.manifest.token_ids or ())[-1:]),))
+    before = cache.slice(0, cache.columns - 1)
+    began = time.perf_counter()
+    engine.generate([Turn(last, before)], Limits(1))
+    return {"seconds_resume": time.perf_counter() - began}
+
+
+def _moved_in_and_out(engine: Engine, cache: KVCache) -> dict[str, float]:
+    if not isinstance(engine, Stateful):
+        return {}
+    began = time.perf_counter()
+    engine.put(cache)
+    put = time.perf_counter()
+    taken = engine.take()
+    out = time.perf_counter()
+    copied = [(layer.keys.clone(), layer.values.clone()) for layer in taken]
+    end = time.perf_counter()
+    del copied
+    return {"seconds_put": put - began, "seconds_take": out - put, "seconds_copy": end - out}

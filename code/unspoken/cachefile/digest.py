@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 # Small enough to stay in a core's second-level cache between hashing and checking, large enough to release the
 # interpreter lock for most of the time.
 CHUNK_BYTES = 1 << 18
-# An IEEE number is NaN or infinite if all bits of its exponent are set: seen as integers without their sign, such
-# numbers are the ones from this value on.
-_NOT_FINITE: dict[str, tuple[type[np.signedinteger[Any]], int, int]] = {
-    "float32": (np.int32, 0x7FFFFFFF, 0x7F800000),
-    "bfloat16": (np.int16, 0x7FFF, 0x7F80),
-    "float16": (np.int16, 0x7FFF, 0x7C00),
+# An IEEE number is NaN or infinite if all bits of its exponent are set. Such numbers without a sign are the ones from
+# the first limit on, if all are seen as signed integers, and those with a sign the ones from the second limit on, if
+# all are seen as unsigned integers: two maxima find them, and neither needs memory of its own.
+_NOT_FINITE: dict[str, tuple[type[np.signedinteger[Any]], int, type[np.unsignedinteger[Any]], int]] = {
+    "float32": (np.int32, 0x7F800000, np.uint32, 0xFF800000),
+    "bfloat16": (np.int16, 0x7F80, np.uint16, 0xFF80),
+    "float16": (np.int16, 0x7C00, np.uint16, 0xFC00),
 }
 
 
 def digest_and_check(data: NDArray[np.uint8], dtype: str) -> tuple[str, bool]:
-    """Return the SHA-256 of some bytes in hex, and whether they are sound.
+    """Return the BLAKE3 digest of some bytes in hex, and whether they are sound.
 
     Args:
         data: The bytes of one tensor.
         dtype: "float32", "bfloat16" or "float16": sound if all numbers are finite; "int32": if none is negative.
     """
-    hasher = hashlib.sha256()
+    hasher = blake3()
     sound = True
     for at in range(0, len(data), CHUNK_BYTES):
         chunk = data[at : at + CHUNK_BYTES]
@@ -39,5 +40,5 @@ def digest_and_check(data: NDArray[np.uint8], dtype: str) -> tuple[str, bool]:
 def _sound(chunk: NDArray[np.uint8], dtype: str) -> bool:
     if dtype == "int32":
         return bool(chunk.view(np.int32).min() >= 0)
-    integer, magnitude, limit = _NOT_FINITE[dtype]
-    return bool((chunk.view(integer) & integer(magnitude)).max() < limit)
+    signed, limit, unsigned, limit_with_sign = _NOT_FINITE[dtype]
+    return bool(chunk.view(signed).max() < limit and chunk.view(unsigned).max() < limit_with_sign)

@@ -5,7 +5,6 @@ Needs neither torch nor numpy, so that looking at a file costs milliseconds what
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from dataclasses import dataclass
@@ -13,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 
 from unspoken.errors import CacheFileError, StorageError
 from unspoken.manifest import Manifest
 
-VERSION = 1
+VERSION = 2
 MANIFEST_KEY = "unspoken.manifest"
 # safetensors' names of the element types a cache may have, with their sizes in bytes.
 ELEMENTS = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 POSITION = ("I32", 4)
 AGAIN = "Ask the sender to capture and send it again."
+# Versions that were written once, and what to do about a file of one.
+EARLIER = {b"1": "Version 1 had SHA-256 digests; capture the text again with this release, or ask the sender to."}
+OTHER = "Upgrade unspoken, or ask the sender for a file of this version."
 # What a message shows of a text that came with a file, at most.
 SHOWN = 400
 
@@ -53,8 +56,8 @@ class FileManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         version: Of the format; a reader refuses versions it does not know.
         cache: What the cache is.
-        digests: SHA-256 of each tensor's bytes, in hex.
-        digest: SHA-256 of the three fields above as canonical JSON: the one value that stands for the whole file.
+        digests: BLAKE3 digest of each tensor's bytes, in hex.
+        digest: BLAKE3 digest of the three fields above as canonical JSON: the one value that stands for the whole file.
     """
 
     version: int
@@ -106,9 +109,9 @@ def refused(path: Path, problem: str, hint: str = AGAIN) -> CacheFileError:
 
 
 def manifest_digest(version: int, cache: Manifest, digests: dict[str, str]) -> str:
-    """Return the SHA-256 of a manifest's canonical JSON: sorted keys, no spaces."""
+    """Return the BLAKE3 digest of a manifest's canonical JSON: sorted keys, no spaces."""
     data = {"version": version, "cache": msgspec.to_builtins(cache), "digests": digests}
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return blake3(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def tensor_names(cache: Manifest) -> list[str]:
@@ -246,7 +249,7 @@ def _manifest(path: Path, metadata: object) -> FileManifest:
             raise refused(
                 path,
                 f"has format version {bytes(version).decode()[:20]}, this program reads version {VERSION}",
-                "Upgrade unspoken, or ask the sender for a file of this version.",
+                EARLIER.get(bytes(version), OTHER),
             )
         manifest = msgspec.json.decode(text, type=FileManifest)
         expected = manifest.expected_digest()

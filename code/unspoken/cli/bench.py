@@ -18,17 +18,17 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--tokens", default="256,800,2700", show_default=True, help="Lengths of the document, separated by commas."
+    "--tokens", default="256,800,2048,2700", show_default=True, help="Lengths of the document, separated by commas."
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds; the median counts.")
-@click.option("--wire", default="bfloat16", show_default=True, help="Element type in the file.")
+@click.option("--wire", help="Element type in the file.  [default: the engine's, bfloat16 for float32]")
 @model_options
 @results_option
 @as_json
 def handoff(
     tokens: str,
     repeats: int,
-    wire: str,
+    wire: str | None,
     model: str,
     engine: str,
     loading: dict[str, Any],
@@ -45,12 +45,13 @@ def handoff(
     from unspoken.bench.handoff import measure, table
     from unspoken.bench.record import keep
 
-    found = measure(loaded, [int(part) for part in lengths], repeats, wire, lambda what: note(what))
+    wire = wire or ("bfloat16" if loaded.dtype == "float32" else loaded.dtype)
+    found = measure(loaded, [int(part) for part in lengths], repeats, wire, note)
     folder = keep("bench-handoff", found, loaded, gate, results)
     if as_json:
         print_json(found)
         return
     from rich.console import Console
 
-    Console(width=120).print(table(found))
+    Console(width=150).print(table(found))
     click.echo(f"Kept in {folder}")

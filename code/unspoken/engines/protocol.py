@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from unspoken.cache import KVCache
+from unspoken.cache import KVCache, KVLayer
 from unspoken.errors import UsageError
 from unspoken.manifest import Span, SpanKind
 from unspoken.spec import ModelSpec
@@ -179,6 +179,19 @@ class Generation:
     seconds_first_token: float
     seconds_total: float
     tokens_prefilled: int
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An engine that keeps columns in memory of its own, so that they have to be put there and taken out."""
+
+    def put(self, cache: KVCache, sequence: int = 0) -> None:
+        """Put a cache into one of the engine's sequences, in place of what was there."""
+        ...
+
+    def take(self, sequence: int = 0) -> list[KVLayer]:
+        """Return the columns of one of the engine's sequences, copied."""
+        ...
 
 
 @runtime_checkable

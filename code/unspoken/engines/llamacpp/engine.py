@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unspoken.cache import KVCache
+from unspoken.cache import KVCache, KVLayer
 from unspoken.engines import chat
 from unspoken.engines.answers import Answers, heard_from
 from unspoken.engines.batch import option_score
@@ -86,8 +86,7 @@ class LlamaCppEngine:
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
         """Read a prompt and return the cache of `past` and prompt together."""
         self._read(prompt, past, start, everywhere=False)
-        layers = self._translation.columns(parse(self._context.save(0)))
-        return prefilled(layers, self._spec, prompt, past, self.name)
+        return prefilled(self.take(), self._spec, prompt, past, self.name)
 
     def logits(
         self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
@@ -105,6 +104,10 @@ class LlamaCppEngine:
             pack = self._that_fit(turns[at:], options[at:], limits)
             made += self._generate_pack(turns[at : at + pack], options[at : at + pack], limits, heard_from(hear, at))
         return tuple(made)
+
+    def take(self, sequence: int = 0) -> list[KVLayer]:
+        """Return the columns of one of the context's sequences, copied."""
+        return self._translation.columns(parse(self._context.save(sequence)))
 
     def close(self) -> None:
         """Give the memory of context and model back."""
@@ -124,12 +127,17 @@ class LlamaCppEngine:
         self._require_cells((past.columns if past else 0) + len(prompt.token_ids))
         self._context.clear()
         if past is not None:
-            self._inject(past, 0)
+            self.put(past, 0)
         ids = np.array(prompt.token_ids, np.int32)
         positions = np.arange(first, first + len(ids), dtype=np.int32)
         return self._context.decode(ids, positions, np.zeros_like(ids), np.full(len(ids), everywhere))
 
-    def _inject(self, cache: KVCache, sequence: int) -> None:
+    def put(self, cache: KVCache, sequence: int = 0) -> None:
+        """Put a cache into one of the context's sequences, in place of what was there.
+
+        Raises:
+            IncompatibleCache: If it does not fit this model and this context; the sequence is then empty.
+        """
         require_injectable(cache, self._spec)
         refused = self._context.restore(self._translation.state(cache), sequence)
         if refused is not None:
@@ -175,7 +183,7 @@ class LlamaCppEngine:
             sequence, start = PACK + at, first_position(turn.prompt, turn.past, None, self._spec)
             if turn.past is not None and id(turn.past) not in pasts:
                 pasts[id(turn.past)] = len(pasts)
-                self._inject(turn.past, pasts[id(turn.past)])
+                self.put(turn.past, pasts[id(turn.past)])
             past = pasts.get(id(turn.past))
             if past is not None:
                 self._context.fork(past, sequence)
