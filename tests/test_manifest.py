@@ -66,7 +66,6 @@ def test_another_template_is_lossy_and_another_context_a_note(spec: ModelSpec) -
 def test_any_property_of_the_rope_is_compared(spec: ModelSpec) -> None:
     rope = spec.rope
     changes: list[dict[str, Any]] = [
-        {"kind": "yarn"},
         {"pairing": "interleaved"},
         {"inverse_frequencies": (*rope.inverse_frequencies[:-1], 0.5)},
         {"attention_scaling": 1.1},
@@ -74,6 +73,13 @@ def test_any_property_of_the_rope_is_compared(spec: ModelSpec) -> None:
     for change in changes:
         (found,) = compare(_with(spec, rope=msgspec.structs.replace(rope, **change)), spec)
         assert (found.field, found.severity) == ("rope", "fatal")
+
+
+def test_how_a_library_names_or_rounds_a_rope_is_no_difference(spec: ModelSpec) -> None:
+    rope = spec.rope
+    rounded = tuple(value * (1 + 3e-7) for value in rope.inverse_frequencies)
+    for change in ({"kind": "llama3"}, {"inverse_frequencies": rounded}):
+        assert compare(_with(spec, rope=msgspec.structs.replace(rope, **change)), spec) == []
 
 
 def test_refusal_lists_every_fatal_difference_and_what_to_do(spec: ModelSpec) -> None:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from unspoken.api import from_transformers, load_model
+    from unspoken.api import from_transformers, load_model, park_model
     from unspoken.cache import KVCache, KVLayer
     from unspoken.cachefile import peek, read_cache, write_cache
     from unspoken.channels.protocol import Delivery
     from unspoken.engines.fake import FakeEngine
+    from unspoken.engines.parked import Slot
     from unspoken.errors import UnspokenError
     from unspoken.session import Agent, Reply, Session
 
@@ -33,9 +34,11 @@ _HOMES = {
     "KVLayer": "unspoken.cache",
     "Reply": "unspoken.session",
     "Session": "unspoken.session",
+    "Slot": "unspoken.engines.parked",
     "UnspokenError": "unspoken.errors",
     "from_transformers": "unspoken.api",
     "load_model": "unspoken.api",
+    "park_model": "unspoken.api",
     "peek": "unspoken.cachefile",
     "read_cache": "unspoken.cachefile",
     "write_cache": "unspoken.cachefile",
@@ -48,10 +51,12 @@ __all__ = [
     "KVLayer",
     "Reply",
     "Session",
+    "Slot",
     "UnspokenError",
     "__version__",
     "from_transformers",
     "load_model",
+    "park_model",
     "peek",
     "read_cache",
     "write_cache",

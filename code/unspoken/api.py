@@ -9,6 +9,7 @@ from torch import nn
 from unspoken.cache import KVCache
 from unspoken.engines import ENGINES
 from unspoken.engines.gate import GateResult, ensure, ensure_pair
+from unspoken.engines.parked import Parked, Slot
 from unspoken.engines.protocol import Engine, Loading
 from unspoken.modelstore import Source, home
 
@@ -34,6 +35,27 @@ def load_gated(name: str, engine: str, loading: Loading) -> tuple[Engine, GateRe
     """Load a model as `load_model` does and return what the gate measured, too."""
     opened = open_model(name, engine, loading)
     return opened, ensure(opened, home() / "gates")
+
+
+def park_model(name: str = "smollm2-135m", *, slot: Slot, engine: str = "transformers", **loading: Any) -> Engine:
+    """Load a model that gives way to the others of its slot, and is loaded again when it is used.
+
+    With one slot for the agents of a small GPU, a session of several models needs room for the largest alone:
+
+        slot = Slot()
+        lyra = Agent("lyra", park_model("llama.gguf", slot=slot, engine="llamacpp", gpu_layers=-1))
+        vera = Agent("vera", park_model("mistral.gguf", slot=slot, engine="llamacpp", gpu_layers=-1))
+
+    Args:
+        name: As for `load_model`.
+        slot: Where it is loaded; at most one model of a slot is, at any time.
+        engine: A registered engine.
+        loading: How it is opened, as for `load_model`.
+
+    Raises:
+        UnspokenError: As `load_model` does.
+    """
+    return Parked(lambda: load_model(name, engine=engine, **loading), slot)
 
 
 def open_model(name: str, engine: str = "transformers", loading: Loading = Loading()) -> Engine:  # noqa: B008 - frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 import msgspec
@@ -27,6 +28,16 @@ class RopeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pairing: Pairing
     inverse_frequencies: tuple[float, ...]
     attention_scaling: float = 1.0
+
+    def equals(self, other: RopeSpec) -> bool:
+        """Tell whether two descriptions turn keys alike, up to how libraries round a frequency in float32.
+
+        Four units in the last place are 5e-7 of an angle: 0.004 radians at position 8,192.
+        """
+        same = (self.pairing, len(self.inverse_frequencies)) == (other.pairing, len(other.inverse_frequencies))
+        mine = (*self.inverse_frequencies, self.attention_scaling)
+        theirs = (*other.inverse_frequencies, other.attention_scaling)
+        return same and all(math.isclose(a, b, rel_tol=5e-7) for a, b in zip(mine, theirs, strict=True))
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

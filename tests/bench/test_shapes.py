@@ -11,8 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 
 from unspoken.bench import shapes
-from unspoken.bench.shapes import SHAPES, Built, RopeFactors, build, random_blocks, rope_divisors, tensors
+from unspoken.bench.shapes import SHAPES, Built, build, random_blocks, tensors
 from unspoken.errors import ModelNotFound, StorageError, UsageError
+from unspoken.modelstore.rope import RopeFactors, rope_divisors
 from unspoken.plan.gguf_sizes import read_gguf
 
 TOKENS = [chr(letter) for letter in range(33, 97)]

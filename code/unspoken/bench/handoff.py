@@ -51,7 +51,7 @@ def measure(engine: Engine, lengths: list[int], repeats: int, wire: str, say: Sa
     rows = []
     for length in lengths:
         say(f"{length} tokens ...")
-        rounds = [_round(engine, _document(engine, length), wire) for _ in range(repeats)]
+        rounds = [_round(engine, document(engine, length), wire) for _ in range(repeats)]
         row: dict[str, Any] = {key: median(each[key] for each in rounds) for key in rounds[0]}
         row["first_token_ratio"] = median(
             each["seconds_first_token_text"] / each["seconds_first_token_cache"] for each in rounds
@@ -89,7 +89,7 @@ def table(found: dict[str, Any]) -> Table:
     return shown
 
 
-def _document(engine: Engine, length: int) -> str:
+def document(engine: Engine, length: int) -> str:
     """Return a text of a number of tokens, give or take one where cutting it re-tokenises."""
     one = engine.encode(TEXT)
     return engine.decode((one * (length // len(one) + 1))[:length])

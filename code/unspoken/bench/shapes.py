@@ -27,6 +27,7 @@ from gguf import (
 from numpy.typing import NDArray
 
 from unspoken.errors import ModelNotFound, StorageError, UsageError
+from unspoken.modelstore.rope import RopeFactors, rope_divisors
 from unspoken.plan.shape import KNOWN, Shape
 
 SEED = 20261123
@@ -40,16 +41,6 @@ SPREAD = {
     Q4: (sum((q - 8) ** 2 for q in range(16)) / 16) ** 0.5,
     Q8: (sum(q**2 for q in range(-128, 128)) / 256) ** 0.5,
 }
-
-
-@dataclass(frozen=True)
-class RopeFactors:
-    """Llama 3.1's stretching of long wavelengths, as its config.json gives it."""
-
-    factor: float
-    low: float
-    high: float
-    original: int
 
 
 @dataclass(frozen=True)
@@ -153,19 +144,6 @@ def tensors(built: Built) -> list[Tensor]:
         Tensor("output_norm.weight", (hidden,), F32),
         Tensor("output.weight", (shape.vocabulary, hidden), Q8),
     ]
-
-
-def rope_divisors(head_dim: int, theta: float, factors: RopeFactors) -> NDArray[np.float32]:
-    """Return what Llama 3.1 divides each pair's frequency by.
-
-    Wavelengths shorter than `original / high` are left, those longer than `original / low` are stretched by
-    `factor`, and between them the inverse goes over from one to the other in a straight line (Llama 3.1's
-    reference code, `apply_scaling`).
-    """
-    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    turns = factors.original * frequencies / (2 * np.pi)
-    smooth = np.clip((turns - factors.low) / (factors.high - factors.low), 0.0, 1.0)
-    return (1.0 / ((1.0 - smooth) / factors.factor + smooth)).astype("<f4")
 
 
 def random_blocks(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from unspoken.engines.gate import GateResult
+    from unspoken.engines.protocol import Engine
 
 from unspoken.cli.common import as_json, model_options, note, opened, print_json
 from unspoken.cli.prove import results_option
@@ -55,3 +59,65 @@ def handoff(
 
     Console(width=150).print(table(found))
     click.echo(f"Kept in {folder}")
+
+
+@bench.command()
+@click.option("--shape", help="Random weights of a real size: llama-3.1-8b, mistral-7b; says nothing about quality.")
+@click.option("--tokens", default=1024, show_default=True, type=click.IntRange(min=1), help="Length of the document.")
+@model_options
+@results_option
+@as_json
+def sequential(
+    shape: str | None,
+    tokens: int,
+    model: str,
+    engine: str,
+    loading: dict[str, Any],
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Two agents on one device, one after the other: memory and time of a hand-over through a file.
+
+    With --shape, a GGUF file of that size with random weights is built once and kept in the cache folder.
+    """
+    from unspoken.bench.record import keep
+    from unspoken.bench.sequential import measure, planned_bytes, table
+
+    if shape is not None:
+        model, engine = _shaped(shape), "llamacpp"
+    if engine == "llamacpp":
+        loading.setdefault("context", 256 * (tokens // 256 + 2))  # Document, prompt and answer.
+    last: list[tuple[Engine, GateResult]] = []
+
+    def load() -> Engine:
+        last[:] = [opened(model, engine, loading)]
+        return last[0][0]
+
+    found = measure(load, tokens, note) | ({"shape": shape, "weights": "random"} if shape else {})
+    if engine == "llamacpp":
+        kv_type = loading.get("kv_type", "f16")
+        found["planned_bytes"] = planned_bytes(model, loading["context"], kv_type, found["columns"])
+    folder = keep("bench-sequential", found, *last[0], results)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console(width=120).print(table(found))
+    if shape is not None:
+        click.echo("Random weights: this tells about memory and time at real size, and nothing about quality.")
+    same = "bit for bit the same" if found["same_logits"] else "not the same"
+    click.echo(f"The receiver's logits for its first token are {same} as the sender's would have been.")
+    click.echo(f"Kept in {folder}")
+
+
+def _shaped(shape: str) -> str:
+    """Return the path of a model of a shape, built if it is not there yet."""
+    from unspoken.bench.shapes import build
+    from unspoken.modelstore import home, resolve_gguf
+
+    target = home() / "shapes" / f"{shape}.gguf"
+    if not target.exists():
+        note(f"Building a model of the shape of {shape}, with random weights ...")
+        build(shape, resolve_gguf("smollm2-135m")[0], target)
+    return str(target)

@@ -17,9 +17,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from unspoken.errors import ModelNotFound, StorageError
+from unspoken.modelstore.rope import rope_parameters
 
 # Part of the folder's name: a change of what is written makes old conversions unused, not wrong.
-LAYOUT = 1
+LAYOUT = 2
 
 
 def converted(path: Path, sha256: str | None = None) -> Path:
@@ -90,6 +91,9 @@ def _convert(path: Path, folder: Path) -> None:
             ) from error
         fields = model.config.to_dict()
         fields.pop("quantization_config", None)
+        stretched = rope_parameters(path, int(model.config.head_dim), float(fields["rope_parameters"]["rope_theta"]))
+        if stretched is not None:
+            fields["rope_parameters"] = stretched
         type(model.config)(**fields).save_pretrained(work)
         tokenizer.save_pretrained(work)
         weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines.llamacpp.blob import Blob, blank
-from unspoken.errors import IncompatibleCache
+from unspoken.errors import IncompatibleCache, UsageError
 from unspoken.spec import ModelSpec
 from unspoken.transforms.blocks import ElementType, decode, encode, hadamard, row_bytes
 
@@ -110,7 +110,10 @@ class Translation:
             return
         wide = torch.empty(states.shape[1], heads, head_dim)
         _into_cells(wide, states, interleaved)
-        rows[...] = encode(hadamard(wide.view(-1, heads * head_dim).numpy(), rotation), self.kind)
+        try:
+            rows[...] = encode(hadamard(wide.view(-1, heads * head_dim).numpy(), rotation), self.kind)
+        except UsageError as error:
+            raise self._too_large(states) from error
 
     def _too_large(self, states: Tensor) -> IncompatibleCache:
         return IncompatibleCache(

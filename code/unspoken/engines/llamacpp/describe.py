@@ -6,6 +6,7 @@ remembered for as long as the file stays as it is.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,12 +79,13 @@ def describe(model: Model, path: Path, name: str, memory: Path | None) -> Descri
     kept = None if memory is None else memory / "specs" / f"{key}.json"
     found = recalled(kept, Description)
     if found is None:
-        found = _described(model, HeaderReader(path), name)
+        with open(path, "rb") as file:
+            found = _described(model, file.fileno(), HeaderReader(path), name)
         remember(kept, found)
     return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, name=name))
 
 
-def _described(model: Model, reader: HeaderReader, name: str) -> Description:
+def _described(model: Model, file: int, reader: HeaderReader, name: str) -> Description:
     fields = {key: field.contents() for key, field in reader.fields.items() if field.data}
     family = str(fields["general.architecture"])
     own = {key.removeprefix(f"{family}."): value for key, value in fields.items() if key.startswith(f"{family}.")}
@@ -107,7 +109,7 @@ def _described(model: Model, reader: HeaderReader, name: str) -> Description:
         vocabulary=model.vocabulary,
         context=_number(own, "context_length", family),
         rope=_rope(reader, own, head_dim, family),
-        weights=hash_weights(_sampled(reader, model.rope_type == PAIRS_NEIGHBOURS, head_dim)),
+        weights=hash_weights(_sampled(file, reader, model.rope_type == PAIRS_NEIGHBOURS, head_dim)),
         architecture=hash_architecture(architecture),
         tokenizer=hash_tokenizer(tokens, len(tokens) - 1, model.tokenize(PROBE)),
         chat_template=fingerprint(template),
@@ -168,7 +170,7 @@ def _rope(reader: HeaderReader, own: Mapping[str, Any], head_dim: int, family: s
     return RopeSpec(kind, "half", tuple(frequencies.tolist()))
 
 
-def _sampled(reader: HeaderReader, reordered: bool, head_dim: int) -> Iterator[Sampled]:
+def _sampled(file: int, reader: HeaderReader, reordered: bool, head_dim: int) -> Iterator[Sampled]:
     """Yield the samples that transformers' reading of the file would give, taken from the file's blocks."""
     for tensor in reader.tensors:
         part = tensor.name.removesuffix(".weight").removesuffix(".bias")
@@ -183,7 +185,7 @@ def _sampled(reader: HeaderReader, reordered: bool, head_dim: int) -> Iterator[S
         places = scattered(int(tensor.n_elements)).numpy()
         if reordered and part.endswith((".attn_q", ".attn_k")):
             places = _places_in_file(places, shape, head_dim)
-        yield Sampled(name, shape, torch.from_numpy(_values(tensor, places)))
+        yield Sampled(name, shape, torch.from_numpy(_values(file, tensor, places)))
 
 
 def _places_in_file(places: NDArray[np.int64], shape: tuple[int, ...], head_dim: int) -> NDArray[np.int64]:
@@ -196,14 +198,19 @@ def _places_in_file(places: NDArray[np.int64], shape: tuple[int, ...], head_dim:
     return moved
 
 
-def _values(tensor: Any, places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return some elements of a tensor as float32, reading only the blocks they stand in."""
+def _values(file: int, tensor: Any, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return some elements of a tensor as float32, reading only the blocks they stand in.
+
+    They are read, not mapped: the system maps sixteen pages for each one touched, which for a large model would
+    count gigabytes of its file as this process's memory.
+    """
     from gguf import GGML_QUANT_SIZES
     from gguf.quants import dequantize
 
     block, size = GGML_QUANT_SIZES[tensor.tensor_type]
-    raw = tensor.data.reshape(-1).view(np.uint8).reshape(-1, size)
-    wide = dequantize(raw[places // block].reshape(-1), tensor.tensor_type).reshape(-1, block)
+    start = int(tensor.data_offset)
+    raw = b"".join(os.pread(file, size, start + int(at) * size) for at in places // block)
+    wide = dequantize(np.frombuffer(raw, np.uint8), tensor.tensor_type).reshape(-1, block)
     found: NDArray[np.float32] = wide[np.arange(len(places)), places % block].astype(np.float32)
     return found
 
