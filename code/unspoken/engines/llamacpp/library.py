@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -187,10 +187,18 @@ def candidates() -> Iterator[Candidate]:
     if folder is not None:
         lies = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or folder / "lib") / file
         if lies.exists():
-            yield Candidate(f"llama-cpp-python {version('llama-cpp-python')}", lies)
+            yield Candidate(_titled("llama-cpp-python"), lies)
     folder = _package("xllamacpp")
     if folder is not None:
-        yield from (Candidate(f"xllamacpp {version('xllamacpp')}", each) for each in sorted(folder.glob("xllamacpp.*")))
+        yield from (Candidate(_titled("xllamacpp"), each) for each in sorted(folder.glob("xllamacpp.*")))
+
+
+def _titled(package: str) -> str:
+    """Return a package's name and its version, if it was installed as a package and not put there by hand."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
 
 
 def _package(name: str) -> Path | None:
