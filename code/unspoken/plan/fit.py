@@ -8,10 +8,13 @@ from typing import Literal
 
 from unspoken.errors import UsageError
 from unspoken.plan.shape import Shape, Weights
+from unspoken.transforms.blocks import ELEMENT_TYPES
 
-# llama.cpp's element types for a cache: values stored together, and the bytes they take. Quantised blocks hold a
-# float16 scale and 32 integers of 8 or 4 bits.
-KV_TYPES = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+# Element types of a cache: values stored together, and the bytes they take; the finest first.
+KV_TYPES = {
+    kind.name: (kind.values_per_block, kind.bytes_per_block)
+    for kind in sorted(ELEMENT_TYPES, key=lambda kind: -kind.bytes_per_block / kind.values_per_block)
+}
 # Tokens that go through the model in one piece, llama.cpp's default.
 UBATCH = 512
 # What a process takes before a model is opened, and for its vocabulary: 226 MB after importing this package with

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unspoken.errors import ModelNotFound, UnsupportedModel
-from unspoken.modelstore import Listed, catalogue, home
+from unspoken.modelstore import Listed, catalogue
 from unspoken.plan.shape import (
     BITS_PER_WEIGHT,
     KNOWN,
@@ -102,9 +102,10 @@ def _kept(name: str, listed: Listed) -> Model | None:
         file = None if listed.gguf is None else _in_hub_cache(listed.gguf.repository, listed.gguf.file)
         return None if file is None else _in_file(file, name, name)
     from unspoken.modelstore.convert import conversion_folder
+    from unspoken.modelstore.pypi import kept_gguf
 
-    for file in (home() / "models").glob(f"{listed.package.sha256[:16]}-*.gguf"):
-        return _in_file(file, name, name)
+    if kept_gguf(listed.package).exists():
+        return _in_file(kept_gguf(listed.package), name, name)
     folder = conversion_folder(listed.package.sha256)
     if not (folder / "config.json").exists():
         return None
