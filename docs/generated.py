@@ -15,13 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURE = ROOT / "docs" / "figures" / "prove.svg"
 
 
-def newest(experiment: str, *, full: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Return the folder and metrics of the newest committed run of an experiment."""
+def newest(
+    experiment: str, *, full: bool = False, engine: str = "transformers", **fields: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and metrics of the newest committed run of an experiment with an engine."""
     runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
+    wanted = fields | {"engine": engine} | ({"pilot": False} if full else {})
     found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
-    chosen = [run for run in found if not full or not run[1]["pilot"]]
+    chosen = [run for run in found if all(run[1].get(key) == value for key, value in wanted.items())]
     if not chosen:
-        raise SystemExit(f"There is no committed run of {experiment} in results/.")
+        raise SystemExit(f"There is no committed run of {experiment} with {wanted} in results/.")
     return chosen[-1]
 
 

@@ -90,9 +90,9 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def document(engine: Engine, length: int) -> str:
-    """Return a text of a number of tokens, give or take one where cutting it re-tokenises."""
-    one = engine.encode(TEXT)
-    return engine.decode((one * (length // len(one) + 1))[:length])
+    """Return a text of a number of tokens, give or take one where the last word is cut."""
+    repeats = length // len(engine.encode(TEXT)) + 2
+    return engine.decode(engine.encode(TEXT * repeats)[:length])
 
 
 def _round(engine: Engine, document: str, wire: str) -> dict[str, float]:

@@ -92,8 +92,8 @@ def choose(logits: Float[Tensor, " vocab"], limits: Limits, generator: torch.Gen
         return int(logits.argmax())
     probabilities, order = (logits / limits.temperature).softmax(dim=-1).sort(descending=True)
     before = probabilities.cumsum(dim=-1) - probabilities
-    before[0] = -1.0  # The most probable token is always among them, however small the share.
-    probabilities[before >= limits.top_p] = 0
+    # The most probable token is always among them, however small the share.
+    probabilities[1:][before[1:] >= limits.top_p] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
