@@ -95,9 +95,9 @@ def phase_one_table() -> str:
     )
 
 
-def handoff_table() -> str:
-    """Return the figures of the newest committed `bench handoff`."""
-    folder, found = newest("bench-handoff")
+def handoff_table(engine: str = "transformers") -> str:
+    """Return the figures of the newest committed `bench handoff` with an engine."""
+    folder, found = newest("bench-handoff", engine=engine)
     lines = [
         "| tokens | MB moved | export, ms | load, ms | first token from cache, s | from text, s | ratio "
         "| cost / raw safetensors |",
@@ -110,6 +110,55 @@ def handoff_table() -> str:
             f"| {row['seconds_first_token_text']:.2f} | {row['first_token_ratio']:.1f}x | {row['floor_ratio']:.2f}x |"
         )
     return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def moving_table() -> str:
+    """Return what moving columns in and out of llama.cpp costs, and what resuming a whole cache saves."""
+    folder, found = newest("bench-handoff", engine="llamacpp")
+    lines = [
+        "| tokens | MB | take out + put in, ms | one copy, ms | next token of a whole cache, ms | reading, s | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['tokens']:,} | {row['bytes'] / 1e6:.1f} | {1e3 * (row['seconds_take'] + row['seconds_put']):.0f} "
+            f"| {1e3 * row['seconds_copy']:.0f} | {1e3 * row['seconds_resume']:.0f} | {row['seconds_capture']:.2f} "
+            f"| {row['resume_ratio']:.0f}x |"
+        )
+    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def sequential_table() -> str:
+    """Return what two 8B agents one after the other took, for both shapes."""
+    stages = ("load_sender", "capture", "save", "load_receiver", "inject", "first_token")
+    lines = [
+        f"| shape | tokens | {' | '.join(stage.replace('_', ' ') + ', s' for stage in stages)} "
+        "| peak, GiB | planned, GiB | same logits |",
+        f"|---|{'---|' * (len(stages) + 4)}",
+    ]
+    links = []
+    for shape in ("llama-3.1-8b", "mistral-7b"):
+        folder, found = newest("bench-sequential", engine="llamacpp", shape=shape)
+        seconds = " | ".join(f"{found['seconds'][stage]:.2f}" for stage in stages)
+        gib = [found[key] / (1 << 30) for key in ("peak_rss_bytes", "planned_bytes")]
+        lines.append(
+            f"| {shape} | {found['tokens']:,} | {seconds} | {gib[0]:.2f} | {gib[1]:.2f} "
+            f"| {'yes' if found['same_logits'] else 'no'} |"
+        )
+        links.append(link(folder))
+    return "\n".join([*lines, "", f"Random weights: memory and time only. Runs: {', '.join(links)}."])
+
+
+def second_engine_table() -> str:
+    """Return the proof's main arms in both engines, from their newest full runs."""
+    runs = {engine: newest("prove", full=True, engine=engine) for engine in ("transformers", "llamacpp")}
+    arms = ("none", "full-text", "text-asked@32", "text", "kv", "kv-continue", "kv-deranged")
+    lines = [f"| engine | content gain, points | {' | '.join(f'`{arm}`, %' for arm in arms)} |"]
+    lines.append(f"|---|{'---|' * (len(arms) + 1)}")
+    for engine, (_, metrics) in runs.items():
+        right = " | ".join(f"{100 * metrics['arms'][arm]['accuracy']:.1f}" for arm in arms)
+        lines.append(f"| {engine} | {_points(metrics['content_gain'])} | {right} |")
+    return "\n".join([*lines, "", f"Runs: {', '.join(link(folder) for folder, _ in runs.values())}."])
 
 
 def _points(interval: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from unspoken import __version__
 from unspoken.errors import UnspokenError
 
 COMMANDS = {
+    "adopt": "Turn what llama.cpp or llama-server saved into a cache file.",
     "ask": "Ask an agent about a document another has read, or about a cache file.",
     "bench": "Measure hand-overs on this machine.",
     "capture": "Let an agent read a document and keep its cache in a file.",

@@ -7,6 +7,7 @@ import msgspec
 
 from unspoken.cachefile.header import peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
+from unspoken.manifest import Step
 
 
 @click.command()
@@ -32,9 +33,15 @@ def inspect(file: str, as_json: bool) -> None:
         else "at the sender's positions, ready to continue",
         "columns": ", ".join(f"{span.kind} {span.start}-{span.stop}" for span in cache.spans) or "not labelled",
         "token ids": "none" if cache.token_ids is None else f"{len(cache.token_ids)} (the text can be read from them)",
-        "history": " > ".join(step.op for step in cache.lineage) or "none",
+        "history": " > ".join(_told(step) for step in cache.lineage) or "none",
         "digest": header.manifest.digest,
     }
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {printable(value)}")
+
+
+def _told(step: Step) -> str:
+    """Return a step's name, with the engine where columns were computed."""
+    engine = step.args.get("engine")
+    return step.op if engine is None else f"{step.op} ({engine})"

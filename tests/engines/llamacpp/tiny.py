@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def write_model(path: Path, model: nn.Module, tokenizer: Any, changed: Mapping[s
     Args:
         path: The file.
         model: Llama, Qwen2 or Qwen3.
-        tokenizer: Of bytes, with two special tokens and no merges.
+        tokenizer: Of bytes, with special tokens and perhaps merges.
         changed: Fields to have another value, or None to be left out; `{arch}` stands for the architecture.
     """
     config: Any = model.config
@@ -64,6 +65,22 @@ def write_model(path: Path, model: nn.Module, tokenizer: Any, changed: Mapping[s
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def merging(tokenizer: Any) -> Any:
+    """Return a tokenizer of bytes with two merges more, so that its tokens are no longer single bytes."""
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    raw["model"]["vocab"] |= {"he": 256, "the": 257}
+    raw["model"]["merges"] = [["h", "e"], ["t", "he"]]
+    raw["added_tokens"] = []
+    made = Tokenizer.from_str(json.dumps(raw))
+    made.add_special_tokens([AddedToken(each, special=True) for each in ("<|im_start|>", "<|im_end|>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token=tokenizer.eos_token, chat_template=tokenizer.chat_template
+    )
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -124,6 +141,7 @@ def _fields(config: Any) -> dict[str, Any]:
 def _tokens(tokenizer: Any) -> dict[str, Any]:
     vocabulary = tokenizer.get_vocab()
     special = set(tokenizer.added_tokens_decoder)
+    merges = [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -132,7 +150,7 @@ def _tokens(tokenizer: Any) -> dict[str, Any]:
             int(TokenType.CONTROL if at in special else TokenType.NORMAL) for at in range(len(vocabulary))
         ],
         # llama.cpp insists on merges; these two never stand beside each other as letters of one word.
-        "tokenizer.ggml.merges": ["<|im_start|> <|im_end|>"],
+        "tokenizer.ggml.merges": merges or ["<|im_start|> <|im_end|>"],
         "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": tokenizer.chat_template,

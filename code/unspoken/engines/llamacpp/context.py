@@ -7,9 +7,11 @@ same cells, so forking one copies nothing).
 from __future__ import annotations
 
 import ctypes as c
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +64,7 @@ class Model:
         # Repacked weights are a second copy, not backed by the file: 8.2 GB instead of 4.9 for an 8B model of Q4_0.
         params.use_extra_bufts = False
         library.last_words()
-        self.pointer = library.calls.llama_model_load_from_file(str(path).encode(), params)
+        self.pointer = library.calls.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise ModelNotFound(
                 f"llama.cpp cannot open {path.name}: {library.last_words() or 'no reason given'}",
@@ -86,7 +88,16 @@ class Model:
         return tuple(tokens[:count].tolist())
 
     def detokenize(self, token_ids: Sequence[int]) -> bytes:
-        """Return the bytes of tokens, special tokens left out; they may end inside a letter."""
+        """Return the bytes of tokens, special tokens left out; they may end inside a letter.
+
+        Raises:
+            UsageError: If there is no such token: llama.cpp would end the process.
+        """
+        strange = next((each for each in token_ids if not 0 <= each < self.vocabulary), None)
+        if strange is not None:
+            raise UsageError(
+                f"There is no token {strange} in a vocabulary of {self.vocabulary}.", "Give tokens of this model."
+            )
         tokens = np.asarray(token_ids, np.int32)
         room = 16 * len(tokens) + 64
         for _ in range(2):
@@ -127,7 +138,9 @@ class Context:
         self._model, self._calls = model, model.library.calls
         params = model.library.context_params()
         params.n_ctx, params.n_seq_max = settings.context, SEQUENCES
-        params.n_batch = params.n_ubatch = min(CHUNK, settings.context)
+        # llama.cpp ends the process where a batch is smaller than its sequences.
+        self._chunk = max(SEQUENCES, min(CHUNK, settings.context))
+        params.n_batch = params.n_ubatch = self._chunk
         params.n_threads = params.n_threads_batch = settings.threads
         params.type_k = params.type_v = settings.kv_type.number
         params.flash_attn_type, params.kv_unified = 1, True
@@ -164,8 +177,8 @@ class Context:
             ContextOverflow: If there are not enough free cells.
         """
         kept = []
-        for at in range(0, len(tokens), CHUNK):
-            part = slice(at, at + CHUNK)
+        for at in range(0, len(tokens), self._chunk):
+            part = slice(at, at + self._chunk)
             kept.append(self._decode(tokens[part], positions[part], sequences[part], wanted[part]))
         return np.concatenate(kept) if len(kept) > 1 else kept[0]
 
@@ -240,3 +253,13 @@ class Context:
         pointer, self._pointer = self._pointer, None
         if pointer:
             self._calls.llama_free(pointer)
+
+
+class Closed:
+    """Stands where a model or a context stood that was closed: using those would end the process without a word."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError("The engine is closed and its model unloaded.", "Load the model again.")
+
+    def close(self) -> None:
+        """There is nothing left to give back."""

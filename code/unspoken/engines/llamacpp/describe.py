@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from unspoken.engines.fingerprints import (
 )
 from unspoken.engines.llamacpp.context import Model
 from unspoken.engines.memory import recalled, remember
-from unspoken.errors import UnsupportedModel
+from unspoken.errors import ModelNotFound, UnspokenError, UnsupportedModel
 from unspoken.ggufheader import HeaderReader
 from unspoken.spec import ModelSpec, RopeSpec, fingerprint
 
@@ -45,6 +46,8 @@ _LAYER_PARTS = {
 _PARTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # What llama.cpp computes with for these; a file does not say it.
 _ACTIVATIONS = {"llama": "silu", "qwen2": "silu", "qwen3": "silu"}
+# What transformers calls a special token, and what GGUF does.
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _INSTEAD = "Use a model with full attention and one RoPE, such as Llama, Mistral (v0.2 on), Qwen2.5 or Qwen3."
 
 
@@ -73,19 +76,29 @@ def describe(model: Model, path: Path, name: str, memory: Path | None) -> Descri
 
     Raises:
         UnsupportedModel: If a cache of this kind of model cannot be moved.
+        ModelNotFound: If its header cannot be read here, though llama.cpp opened it.
     """
     stat = path.stat()
-    key = fingerprint(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{__version__}\n{model.library.source}")
+    facts = f"{stat.st_size}\n{stat.st_mtime_ns}\n{__version__}\n{model.library.source}"
+    key = fingerprint(os.fsencode(path.resolve()) + f"\n{facts}".encode())  # A path need not be text.
     kept = None if memory is None else memory / "specs" / f"{key}.json"
     found = recalled(kept, Description)
     if found is None:
-        with open(path, "rb") as file:
-            found = _described(model, file.fileno(), HeaderReader(path), name)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = _described(model, file, HeaderReader(path), name)
+        except UnspokenError:
+            raise
+        except Exception as error:  # A header that is damaged, or newer than its reader, trips it in any way.
+            raise ModelNotFound(
+                f"{path.name} cannot be read as a GGUF model: {error}.",
+                "Fetch or copy the file again; if it is sound, it may need a newer version of the package gguf.",
+            ) from error
         remember(kept, found)
     return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, name=name))
 
 
-def _described(model: Model, file: int, reader: HeaderReader, name: str) -> Description:
+def _described(model: Model, file: RawIOBase, reader: HeaderReader, name: str) -> Description:
     fields = {key: field.contents() for key, field in reader.fields.items() if field.data}
     family = str(fields["general.architecture"])
     own = {key.removeprefix(f"{family}."): value for key, value in fields.items() if key.startswith(f"{family}.")}
@@ -156,21 +169,23 @@ def _rope(reader: HeaderReader, own: Mapping[str, Any], head_dim: int, family: s
 
     Source: RoFormer, arXiv 2104.09864, section 3.3; the factors for Llama 3.1 stand in the file as a tensor.
     """
-    scaling = str(own.get("rope.scaling.type", "none"))
+    # A factor without a type is a linear one, and older files have another name for it (llama.cpp, `load_hparams`).
+    factor = float(own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0))) or 1.0
+    scaling = str(own.get("rope.scaling.type", "none" if factor == 1.0 else "linear"))
     if scaling not in ("none", "linear"):
         raise _unsupported(family, f"its RoPE is scaled by '{scaling}'")
     base = float(own.get("rope.freq_base", 10000.0))
     frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim))
     kind = "default"
     if scaling == "linear":
-        kind, frequencies = "linear", frequencies / float(own.get("rope.scaling.factor", 1.0))
+        kind, frequencies = "linear", frequencies / factor
     factors = next((each for each in reader.tensors if each.name == "rope_freqs.weight"), None)
     if factors is not None:
         kind, frequencies = "llama3", frequencies / torch.from_numpy(np.array(factors.data, np.float32))
     return RopeSpec(kind, "half", tuple(frequencies.tolist()))
 
 
-def _sampled(file: int, reader: HeaderReader, reordered: bool, head_dim: int) -> Iterator[Sampled]:
+def _sampled(file: RawIOBase, reader: HeaderReader, reordered: bool, head_dim: int) -> Iterator[Sampled]:
     """Yield the samples that transformers' reading of the file would give, taken from the file's blocks."""
     for tensor in reader.tensors:
         part = tensor.name.removesuffix(".weight").removesuffix(".bias")
@@ -198,7 +213,7 @@ def _places_in_file(places: NDArray[np.int64], shape: tuple[int, ...], head_dim:
     return moved
 
 
-def _values(file: int, tensor: Any, places: NDArray[np.int64]) -> NDArray[np.float32]:
+def _values(file: RawIOBase, tensor: Any, places: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return some elements of a tensor as float32, reading only the blocks they stand in.
 
     They are read, not mapped: the system maps sixteen pages for each one touched, which for a large model would
@@ -209,15 +224,20 @@ def _values(file: int, tensor: Any, places: NDArray[np.int64]) -> NDArray[np.flo
 
     block, size = GGML_QUANT_SIZES[tensor.tensor_type]
     start = int(tensor.data_offset)
-    raw = b"".join(os.pread(file, size, start + int(at) * size) for at in places // block)
+    raw = bytearray()
+    for at in places // block:
+        file.seek(start + int(at) * size)
+        raw += file.read(size) or b""
     wide = dequantize(np.frombuffer(raw, np.uint8), tensor.tensor_type).reshape(-1, block)
     found: NDArray[np.float32] = wide[np.arange(len(places)), places % block].astype(np.float32)
     return found
 
 
 def _template(fields: Mapping[str, Any], model: Model) -> chat.JinjaTemplate:
-    ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "pad", "unknown")}
-    names = {"unknown": "unk_token"}
-    special = {names.get(key, f"{key}_token"): model.token(int(at)) for key, at in ids.items() if at is not None}
+    ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
+    # llama.cpp ignores ids outside the vocabulary when it opens a file, but ends the process if asked for such a token.
+    known = {name: int(at) for name, at in ids.items() if isinstance(at, int) and 0 <= at < model.vocabulary}
     template = fields.get("tokenizer.chat_template")
-    return chat.JinjaTemplate(None if template is None else str(template), special)
+    return chat.JinjaTemplate(
+        None if template is None else str(template), {name: model.token(at) for name, at in known.items()}
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from unspoken.engines import chat
 from unspoken.engines.answers import Answers, heard_from
 from unspoken.engines.batch import option_score
 from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
-from unspoken.engines.llamacpp.context import SEQUENCES
+from unspoken.engines.llamacpp.blob import Blob
+from unspoken.engines.llamacpp.context import SEQUENCES, Closed, Context, Model
 from unspoken.engines.llamacpp.opened import Opened
 from unspoken.engines.llamacpp.parse import parse
 from unspoken.engines.prefilled import prefilled
@@ -107,12 +109,21 @@ class LlamaCppEngine:
 
     def take(self, sequence: int = 0) -> list[KVLayer]:
         """Return the columns of one of the context's sequences, copied."""
-        return self._translation.columns(parse(self._context.save(sequence)))
+        return self.columns(parse(self._context.save(sequence)))
+
+    def columns(self, blob: Blob) -> list[KVLayer]:
+        """Return the columns in a saved state, copied.
+
+        Raises:
+            IncompatibleCache: If it is of another shape, type or rotation than this model's and context's.
+        """
+        return self._translation.columns(blob)
 
     def close(self) -> None:
         """Give the memory of context and model back."""
         self._context.close()
         self._model.close()
+        self._context, self._model = cast(Context, Closed()), cast(Model, Closed())
 
     def _read(
         self, prompt: Prompt, past: KVCache | None, start: int | None, *, everywhere: bool

@@ -15,7 +15,7 @@ from unspoken.engines.llamacpp.describe import PAIRS_NEIGHBOURS, Description, de
 from unspoken.engines.llamacpp.library import Library
 from unspoken.engines.llamacpp.parse import parse
 from unspoken.engines.protocol import Loading
-from unspoken.errors import UnspokenError
+from unspoken.errors import UnspokenError, UsageError
 from unspoken.spec import ModelSpec
 from unspoken.transforms.blocks import ElementType, rotation_size
 
@@ -60,6 +60,7 @@ def open_file(library: Library, path: Path, name: str, loading: Loading, memory:
     try:
         described = describe(model, path, name, memory)
         spec = described.spec
+        _require_blocks(kind, spec)
         settings = Settings(
             kind,
             min(loading.context or USUAL_CONTEXT, spec.context),
@@ -77,6 +78,14 @@ def open_file(library: Library, path: Path, name: str, loading: Loading, memory:
     where = "gpu" if loading.gpu_layers and library.devices() else "cpu"
     version = f"{library.source}, {described.weights}, {kind.name}, {where}"
     return Opened(model, context, spec, described.template, translation, _precision(described, kind), version)
+
+
+def _require_blocks(kind: ElementType, spec: ModelSpec) -> None:
+    if spec.head_dim % kind.values_per_block:
+        raise UsageError(
+            f"Heads of {spec.head_dim} values cannot be stored as {kind.name}, in blocks of {kind.values_per_block}.",
+            "Choose --kv-type f16, bf16 or f32, which take any number.",
+        )
 
 
 def _translation(context: Context, model: Model, spec: ModelSpec, kind: ElementType) -> Translation:
