@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unspoken.engines.protocol import Hearer, Limits
+from unspoken.engines.protocol import Generation, Hearer, Limits
 
 # What a decoder puts where the bytes of a letter are still incomplete.
 INCOMPLETE = "\ufffd"
@@ -64,6 +64,35 @@ class Answers:
         text = self._decode(self._token_ids[at])
         found = [text.index(stop) for stop in self._limits.stop if stop in text]
         return text[: min(found)] if found else text
+
+    def generations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        first: Sequence[Float[Tensor, " vocab"]],
+        scores: Sequence[tuple[float, ...]],
+        seconds: tuple[float, float],
+    ) -> list[Generation]:
+        """Return the answers as results, the call's time shared evenly between them.
+
+        Args:
+            prompts: Each answer's prompt.
+            first: Log-probabilities of each answer's first token.
+            scores: Log-probabilities of each answer's options.
+            seconds: From the call to the first token, and to the end.
+        """
+        share = 1.0 / len(prompts)
+        return [
+            Generation(
+                text=self.text(at),
+                token_ids=self.token_ids(at),
+                option_logprobs=scores[at],
+                first_logprobs=first[at],
+                seconds_first_token=seconds[0] * share,
+                seconds_total=seconds[1] * share,
+                tokens_prefilled=len(prompt),
+            )
+            for at, prompt in enumerate(prompts)
+        ]
 
     def _end(self, at: int) -> None:
         self.going.discard(at)

@@ -130,20 +130,8 @@ class TransformersEngine:
         ]
         answers = Answers(len(rows), limits, self._end_tokens(), self.decode, hear)
         self._go_on(inner, layout, rows, first, answers)
-        share = 1.0 / len(turns)
-        seconds_first, seconds_total = (first_token - began) * share, (time.perf_counter() - began) * share
-        return [
-            Generation(
-                text=answers.text(i),
-                token_ids=answers.token_ids(i),
-                option_logprobs=scores[i],
-                first_logprobs=first[i],
-                seconds_first_token=seconds_first,
-                seconds_total=seconds_total,
-                tokens_prefilled=len(rows[i].token_ids),
-            )
-            for i in range(len(rows))
-        ]
+        seconds = first_token - began, time.perf_counter() - began
+        return answers.generations([row.token_ids for row in rows], first, scores, seconds)
 
     def _go_on(
         self, inner: Any, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], answers: Answers

@@ -17,7 +17,7 @@ from torch import nn
 # A vocabulary as large as the tokenizer's: llama.cpp has no ids without a token.
 VOCABULARY = {"vocab_size": 258}
 # Heads of the size that llama.cpp rotates when it quantises a cache.
-WIDE = {"head_dim": 64}
+WIDE = {"hidden_size": 256, "head_dim": 64}
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ class Context:
     def __init__(self, model: Model, settings: Settings) -> None:
         self._model, self._calls = model, model.library.calls
         params = model.library.context_params()
-        params.n_ctx, params.n_seq_max = settings.context, SEQUENCES
-        # llama.cpp ends the process where a batch is smaller than its sequences.
+        # llama.cpp ends the process where a context or a batch is smaller than the number of its sequences.
+        params.n_ctx, params.n_seq_max = max(SEQUENCES, settings.context), SEQUENCES
         self._chunk = max(SEQUENCES, min(CHUNK, settings.context))
         params.n_batch = params.n_ubatch = self._chunk
         params.n_threads = params.n_threads_batch = settings.threads
@@ -243,7 +243,7 @@ class Context:
         library = self._model.library
         library.last_words()
         read = self._calls.llama_state_seq_set_data_ext(self._pointer, state.ctypes.data, state.size, sequence, 0)
-        if read == state.size:
+        if read == state.size > 0:
             return None
         self.drop(sequence)
         return library.last_words() or f"{read} of {state.size} bytes were read"

@@ -171,20 +171,8 @@ class LlamaCppEngine:
         scores = self._scores(rows, first)
         answers = Answers(len(rows), limits, self._ends, self.decode, hear)
         self._go_on(rows, first, answers)
-        share = 1.0 / len(rows)
-        seconds_first, seconds_total = (first_token - began) * share, (time.perf_counter() - began) * share
-        return [
-            Generation(
-                text=answers.text(i),
-                token_ids=answers.token_ids(i),
-                option_logprobs=scores[i],
-                first_logprobs=first[i],
-                seconds_first_token=seconds_first,
-                seconds_total=seconds_total,
-                tokens_prefilled=len(row.token_ids),
-            )
-            for i, row in enumerate(rows)
-        ]
+        seconds = first_token - began, time.perf_counter() - began
+        return answers.generations([row.token_ids for row in rows], list(first), scores, seconds)
 
     def _rows(self, turns: Sequence[Turn], options: Sequence[tuple[tuple[int, ...], ...]]) -> list[Row]:
         """Put each distinct past into a sequence and let every turn on it fork that."""
