@@ -1,4 +1,4 @@
-"""The gate lets llama.cpp's caches pass, its own and those from and to transformers, and finds every way to mix them up."""
+"""The gate lets llama.cpp's caches pass, its own and those from and to transformers, and finds what mixes them up."""
 
 from __future__ import annotations
 
@@ -59,23 +59,22 @@ def test_every_kind_passes_by_itself_and_with_transformers_both_ways(
 def test_every_type_of_cells_passes_by_itself_and_with_transformers_both_ways(
     kv_type: str, tiny_llama: Engines, tiny_hf: Engines
 ) -> None:
-    for kind in ("llama", "qwen3"):
-        ours, theirs = tiny_llama(kind, kv_type, **WIDE), tiny_hf(kind, **WIDE)
-        # q4_0's bounds are far from those numbers, because they are for a model whose logits are larger.
-        passed(ensure(ours, None), kv_type, 0.5)
-        passed(measure_pair(theirs, ours), kv_type, 0.5)
-        passed(measure_pair(ours, theirs), kv_type, 0.5)
+    ours, theirs = tiny_llama("llama", kv_type, **WIDE), tiny_hf("llama", **WIDE)
+    passed(ensure(ours, None), kv_type, 0.5)
+    passed(measure_pair(theirs, ours), kv_type, 0.5)
+    passed(measure_pair(ours, theirs), kv_type, 0.5)
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_two_types_of_cells_go_on_from_each_other(kv_type: str, tiny_llama: Engines) -> None:
     fine, coarse = tiny_llama("llama", **WIDE), tiny_llama("llama", kv_type, **WIDE)
     for sender, receiver in ((fine, coarse), (coarse, fine)):
         passed(measure_pair(sender, receiver), kv_type, 0.5)
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("kind", "kv_type"), [*(("llama", each) for each in KV_TYPES), ("qwen2", "f16"), ("qwen3", "q8_0")]
+)
 def test_a_wrong_order_of_a_heads_coordinates_is_found(
     kind: str, kv_type: str, tiny_llama: Engines, tiny_hf: Engines, mistaken: Callable[..., None]
 ) -> None:

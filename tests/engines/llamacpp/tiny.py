@@ -67,8 +67,8 @@ def write_model(path: Path, model: nn.Module, tokenizer: Any, changed: Mapping[s
     return path
 
 
-def merging(tokenizer: Any) -> Any:
-    """Return a tokenizer of bytes with two merges more, so that its tokens are no longer single bytes."""
+def merging(tokenizer: Any, *more: str) -> Any:
+    """Return a tokenizer of bytes with two merges, so that not all its tokens are bytes, and more special tokens."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def merging(tokenizer: Any) -> Any:
     raw["model"]["merges"] = [["h", "e"], ["t", "he"]]
     raw["added_tokens"] = []
     made = Tokenizer.from_str(json.dumps(raw))
-    made.add_special_tokens([AddedToken(each, special=True) for each in ("<|im_start|>", "<|im_end|>")])
+    made.add_special_tokens([AddedToken(each, special=True) for each in ("<|im_start|>", "<|im_end|>", *more)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token=tokenizer.eos_token, chat_template=tokenizer.chat_template
     )

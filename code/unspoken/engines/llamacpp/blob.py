@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.engines.llamacpp.room import Room, fresh
 from unspoken.errors import UsageError
 from unspoken.transforms.blocks import ElementType, is_rotation, row_bytes
 
@@ -105,7 +106,12 @@ def build(blob: Blob, sequence_id: int = 0) -> NDArray[np.uint8]:
 
 
 def blank(
-    positions: NDArray[np.int32], layers: int, elements: int, kind: ElementType, rotations: tuple[int, int] | None
+    positions: NDArray[np.int32],
+    layers: int,
+    elements: int,
+    kind: ElementType,
+    rotations: tuple[int, int] | None,
+    room: Room = fresh,
 ) -> tuple[NDArray[np.uint8], Blob]:
     """Return a state whose rows are still to be written: its bytes, and the blob whose rows lie in them.
 
@@ -115,14 +121,14 @@ def blank(
         elements: Values of one row: kv_heads * head_dim.
         kind: How keys and values are stored.
         rotations: What the layout tells of rotations; None for the old one.
+        room: Where it is to stand.
 
     Raises:
         UsageError: If there is no cell, or rows do not fill whole blocks.
     """
     empty = (np.broadcast_to(np.uint8(0), (len(positions), row_bytes(kind, elements))),) * layers
-    state, places = _laid_out(
-        Blob(positions, empty, empty, kind, kind, rotations), 0, struct.pack("<Ii", BLOB_MAGIC, 0)
-    )
+    described = Blob(positions, empty, empty, kind, kind, rotations)
+    state, places = _laid_out(described, 0, struct.pack("<Ii", BLOB_MAGIC, 0), room)
     return state, Blob(positions, tuple(places[:layers]), tuple(places[layers:]), kind, kind, rotations)
 
 
@@ -189,9 +195,11 @@ def _build(blob: Blob, sequence_id: int, prefix: bytes) -> NDArray[np.uint8]:
     return out
 
 
-def _laid_out(blob: Blob, sequence_id: int, prefix: bytes) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+def _laid_out(
+    blob: Blob, sequence_id: int, prefix: bytes, room: Room = fresh
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """Return a state in which everything stands but the rows, and the places of the rows in it."""
-    out = np.empty(len(prefix) + _cache_bytes(blob), np.uint8)
+    out = room(len(prefix) + _cache_bytes(blob))
     at, places = 0, []
 
     def space(count: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines.llamacpp.blob import Blob, blank
+from unspoken.engines.llamacpp.room import Room, fresh
 from unspoken.errors import IncompatibleCache, UsageError
 from unspoken.spec import ModelSpec
 from unspoken.transforms.blocks import ElementType, decode, encode, hadamard, row_bytes
@@ -66,8 +67,12 @@ class Translation:
             for index, (keys, values) in enumerate(zip(blob.keys, blob.values, strict=True))
         ]
 
-    def state(self, cache: KVCache) -> NDArray[np.uint8]:
+    def state(self, cache: KVCache, room: Room = fresh) -> NDArray[np.uint8]:
         """Return columns as the bytes of a state that this context takes.
+
+        Args:
+            cache: The columns.
+            room: Where the bytes are to stand.
 
         Raises:
             IncompatibleCache: If layers hold different columns, or numbers too large for the cells' type.
@@ -80,7 +85,7 @@ class Translation:
             )
         spec = self.spec
         told = self.rotations if self.tells_rotations else None
-        bytes_, blob = blank(first.numpy(), spec.layers, spec.kv_heads * spec.head_dim, self.kind, told)
+        bytes_, blob = blank(first.numpy(), spec.layers, spec.kv_heads * spec.head_dim, self.kind, told, room)
         of_keys, of_values = self.rotations
         for layer, keys, values in zip(cache.layers, blob.keys, blob.values, strict=True):
             self._write(keys, layer.keys, of_keys, self.interleaved)
@@ -150,9 +155,9 @@ def _from_cells(
 ) -> Float[Tensor, "kv_heads seq head_dim"]:
     seq, heads, head_dim = cells.shape
     if not interleaved:
-        return cells.transpose(0, 1).contiguous()
-    pairs = cells.view(seq, heads, head_dim // 2, 2)
-    return pairs.permute(1, 0, 3, 2).reshape(heads, seq, head_dim)
+        return cells.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    pairs = cells.view(seq, heads, head_dim // 2, 2).permute(1, 0, 3, 2)
+    return pairs.clone(memory_format=torch.contiguous_format).view(heads, seq, head_dim)
 
 
 def _into_cells(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.engines.llamacpp.library import Library
+from unspoken.engines.llamacpp.room import Room, fresh
 from unspoken.engines.llamacpp.structures import Batch
 from unspoken.errors import ContextOverflow, ModelNotFound, UsageError
 from unspoken.transforms.blocks import ElementType
@@ -231,10 +232,10 @@ class Context:
         """Forget everything."""
         self._calls.llama_memory_clear(self._memory, False)
 
-    def save(self, sequence: int) -> NDArray[np.uint8]:
+    def save(self, sequence: int, room: Room = fresh) -> NDArray[np.uint8]:
         """Return a sequence's state as bytes, see `unspoken.engines.llamacpp.blob`."""
         size = self._calls.llama_state_seq_get_size_ext(self._pointer, sequence, 0)
-        state = np.empty(size, np.uint8)
+        state = room(size)
         written = self._calls.llama_state_seq_get_data_ext(self._pointer, state.ctypes.data, size, sequence, 0)
         return state[:written]
 

@@ -22,6 +22,7 @@ from unspoken.engines.llamacpp.blob import Blob
 from unspoken.engines.llamacpp.context import SEQUENCES, Closed, Context, Model
 from unspoken.engines.llamacpp.opened import Opened
 from unspoken.engines.llamacpp.parse import parse
+from unspoken.engines.llamacpp.room import Kept
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Prompt, Turn
 from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
@@ -62,6 +63,7 @@ class LlamaCppEngine:
         self._spec, self._template, self._translation = opened.spec, opened.template, opened.translation
         self._ends = opened.model.ends()
         self._frames: dict[str, Frame] = {}
+        self._room = Kept()  # States pass through it: columns are copied out of it, cells are read from it.
         self.dtype = opened.translation.dtype
         self.precision = opened.precision
         self.version = opened.version
@@ -109,7 +111,7 @@ class LlamaCppEngine:
 
     def take(self, sequence: int = 0) -> list[KVLayer]:
         """Return the columns of one of the context's sequences, copied."""
-        return self.columns(parse(self._context.save(sequence)))
+        return self.columns(parse(self._context.save(sequence, self._room)))
 
     def columns(self, blob: Blob) -> list[KVLayer]:
         """Return the columns in a saved state, copied.
@@ -150,7 +152,7 @@ class LlamaCppEngine:
             IncompatibleCache: If it does not fit this model and this context; the sequence is then empty.
         """
         require_injectable(cache, self._spec)
-        refused = self._context.restore(self._translation.state(cache), sequence)
+        refused = self._context.restore(self._translation.state(cache, self._room), sequence)
         if refused is not None:
             raise IncompatibleCache(
                 f"llama.cpp did not take the cache: {refused}", "Capture it again; if that does not help, report this."
