@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFWriter
 
 from unspoken import modelstore
 from unspoken.errors import ModelNotFound, StorageError
@@ -186,7 +187,10 @@ def test_a_conversion_that_fails_half_way_leaves_nothing(
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny_tokenizer())
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny_model())
     path = tmp_path / "tiny.gguf"
-    path.write_bytes(WEIGHTS)
+    writer = GGUFWriter(path, "llama")  # A header, which is read for its RoPE; the weights come from above.
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     with monkeypatch.context() as patched:
         patched.setattr("safetensors.torch.save_file", full)
         with pytest.raises(StorageError, match=r"cannot be written: No space left on device\.") as caught:

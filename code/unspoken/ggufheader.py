@@ -45,6 +45,8 @@ class HeaderReader(GGUFReader):
         if length[0] <= KEPT_ITEMS or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
         item = GGUFValueType(kind[0])
+        if item is GGUFValueType.ARRAY:
+            raise ValueError("a list in its header holds too many lists")
         return 12 + self._stepped_over(int(orig_offs) + 12, item, int(length[0])), [kind, length], [], [raw_type, item]
 
     def _stepped_over(self, start: int, item: GGUFValueType, length: int) -> int:

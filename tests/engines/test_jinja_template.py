@@ -133,16 +133,12 @@ def test_no_template_is_a_plain_one() -> None:
     assert rendered(JinjaTemplate("", {})) == PLAIN_TEMPLATE
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reported: transformers passes tools and documents as none, here they are undefined"
-)
 def test_what_is_not_given_is_none_as_in_transformers(theirs: Callable[[str], Any]) -> None:
     ours, expected = both(UNDEFINED, theirs, [USER])
     assert expected == "Who runs the mill?\nNone"
     assert ours == expected
 
 
-@pytest.mark.xfail(strict=True, reason="reported: templates that mark the assistant's words are a syntax error here")
 def test_a_template_that_marks_what_the_assistant_says_is_rendered(theirs: Callable[[str], Any]) -> None:
     ours, expected = both(GENERATION, theirs, TALKS["gone on"])
     assert "Anna." in expected

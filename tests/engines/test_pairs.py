@@ -82,7 +82,7 @@ def test_the_coarser_of_two_types_sets_the_bounds(one: str, other: str) -> None:
     found = measure_pair(Other(dtype=one), FakeEngine(dtype=other))
     assert found.passed
     assert found.bound == max(BOUNDS[one], BOUNDS[other])
-    assert found.divergence_bound == max(DIVERGENCES[one], DIVERGENCES[other])
+    assert found.divergence_bound <= max(DIVERGENCES[one], DIVERGENCES[other])
 
 
 def test_the_order_of_precisions_is_that_of_their_bounds(fake: FakeEngine) -> None:

@@ -39,18 +39,32 @@ class JinjaTemplate:
         import json
 
         from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.nodes import Node
+        from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: str) -> str:
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        class Generation(Extension):
+            """Renders what stands between `generation` and `endgeneration`, marks that training uses."""
+
+            tags = {"generation"}
+
+            def parse(self, parser: Parser) -> list[Node]:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        )
         environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: DAY
         options.pop("tokenize", None)  # Ours never does.
-        return environment.from_string(self.chat_template or "").render(messages=messages, **options, **self.special)
+        given = {"tools": None, "documents": None} | options
+        return environment.from_string(self.chat_template or "").render(messages=messages, **given, **self.special)
 
 
 def rendered(tokenizer: Any) -> str:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from unspoken import __version__
+from unspoken.cache import KVCache, KVLayer
 from unspoken.cachefile import read_cache, write_cache
 from unspoken.engines.memory import recalled, remember
 from unspoken.engines.protocol import Engine, Piece, Prompt
 from unspoken.errors import GateFailed
+from unspoken.manifest import Step
 from unspoken.spec import fingerprint
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.rope import Move
@@ -86,7 +88,8 @@ def measure(engine: Engine) -> GateResult:
         "stored": (stored, joint),
         "causal": (changed[:-1], joint[:-1]),
     }
-    return _judged(pairs, engine.precision)
+    mistaken = _divergence(engine.logits(question, _mistaken(cache)), pairs["continue"][0])
+    return _judged(pairs, engine.precision, mistaken)
 
 
 def measure_pair(sender: Engine, receiver: Engine) -> GateResult:
@@ -107,11 +110,32 @@ def measure_pair(sender: Engine, receiver: Engine) -> GateResult:
         "continue": (receiver.logits(question, theirs), receiver.logits(question, ours)),
         "moved": (receiver.logits(question, move(theirs)), receiver.logits(question, move(ours))),
     }
-    return _judged(pairs, max(sender.precision, receiver.precision, key=_bounds))
+    mistaken = _divergence(receiver.logits(question, _mistaken(ours)), pairs["continue"][1])
+    return _judged(pairs, max(sender.precision, receiver.precision, key=_bounds), mistaken)
 
 
-def _judged(pairs: Mapping[str, tuple[Tensor, Tensor]], precision: str) -> GateResult:
+def _mistaken(cache: KVCache) -> KVCache:
+    """Return a cache with the coordinates of its keys in the order that an engine would have by mistake."""
+
+    def change(layer: KVLayer) -> tuple[Tensor, Tensor, Tensor]:
+        heads, seq, head_dim = layer.keys.shape
+        keys = layer.keys.reshape(heads, seq, 2, head_dim // 2).transpose(2, 3).reshape(heads, seq, head_dim)
+        return keys.contiguous(), layer.values, layer.positions
+
+    return cache.rebuilt(Step("gate.mistake"), change)
+
+
+def _judged(pairs: Mapping[str, tuple[Tensor, Tensor]], precision: str, mistaken: float) -> GateResult:
+    """Judge what was measured.
+
+    Args:
+        pairs: For each check the logits found, and those expected.
+        precision: The coarsest type that computes.
+        mistaken: The divergence that a real mistake causes in this model.
+    """
     bound, divergence_bound = _bounds(precision)
+    # What passes must be far from a mistake, too; a model with small logits would stay below any fixed bound.
+    divergence_bound = min(divergence_bound, max(mistaken / 3, DIVERGENCES["float32"]))
     checks = {name: _apart(found, expected) for name, (found, expected) in pairs.items()}
     divergence = max(_divergence(found, expected) for found, expected in pairs.values())
     passed = all(value <= bound for value in checks.values()) and divergence <= divergence_bound

@@ -13,11 +13,11 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from unspoken.errors import ModelNotFound, StorageError
-from unspoken.modelstore.rope import rope_parameters
+from unspoken.errors import ModelNotFound, StorageError, UnsupportedModel
 
 # Part of the folder's name: a change of what is written makes old conversions unused, not wrong.
 LAYOUT = 2
@@ -73,27 +73,13 @@ def file_sha256(path: Path) -> str:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        except Exception as error:  # A damaged file trips its reader in any way.
-            raise ModelNotFound(
-                f"{path.name} cannot be read as a GGUF model: {(str(error).splitlines() or [type(error).__name__])[0]}",
-                "Give a GGUF file of an architecture that transformers knows.",
-            ) from error
-        fields = model.config.to_dict()
-        fields.pop("quantization_config", None)
-        stretched = rope_parameters(path, int(model.config.head_dim), float(fields["rope_parameters"]["rope_theta"]))
-        if stretched is not None:
-            fields["rope_parameters"] = stretched
+        tokenizer, model, fields = _read(path)
         type(model.config)(**fields).save_pretrained(work)
         tokenizer.save_pretrained(work)
         weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -101,3 +87,27 @@ def _convert(path: Path, folder: Path) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Return a GGUF file's tokenizer, model and the fields of a clean configuration."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from unspoken.modelstore.rope import rope_parameters
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        fields: dict[str, Any] = model.config.to_dict()
+        fields.pop("quantization_config", None)
+        head_dim = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+        stretched = rope_parameters(path, int(head_dim), float(fields["rope_parameters"]["rope_theta"]))
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # A damaged file trips its reader in any way.
+        raise ModelNotFound(
+            f"{path.name} cannot be read as a GGUF model: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            "Give a GGUF file of an architecture that transformers knows.",
+        ) from error
+    return tokenizer, model, fields if stretched is None else fields | {"rope_parameters": stretched}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.errors import UnsupportedModel
+from unspoken.ggufheader import HeaderReader
 
 TENSOR = "rope_freqs.weight"
 
@@ -42,18 +43,18 @@ PUBLISHED = (RopeFactors(8.0, 1.0, 4.0, 8192), RopeFactors(32.0, 1.0, 4.0, 8192)
 
 
 def rope_parameters(path: Path, head_dim: int, theta: float) -> dict[str, Any] | None:
-    """Return what a configuration has to say for a GGUF file that holds such divisors; None if it holds none.
+    """Return what a configuration has to say of a GGUF file's stretched RoPE; None if it is a plain one.
 
-    transformers reads such files without them, and then turns keys by other angles than the model was trained with.
+    transformers reads such files as if it were plain, and then turns keys by other angles than the model was trained
+    with.
 
     Raises:
-        UnsupportedModel: If the divisors are none of the published ones.
+        UnsupportedModel: If it is stretched in a way that a configuration cannot say, or that is not known here.
     """
-    from unspoken.ggufheader import HeaderReader
-
-    held = next((tensor.data for tensor in HeaderReader(path).tensors if tensor.name == TENSOR), None)
+    reader = HeaderReader(path)
+    held = next((tensor.data for tensor in reader.tensors if tensor.name == TENSOR), None)
     if held is None:
-        return None
+        return _scaled(reader, path.name, theta)
     for factors in PUBLISHED:
         expected = rope_divisors(head_dim, theta, factors)
         if expected.shape == held.shape and np.allclose(held, expected, rtol=1e-4):
@@ -69,3 +70,14 @@ def rope_parameters(path: Path, head_dim: int, theta: float) -> dict[str, Any] |
         f"{path.name} divides its RoPE's frequencies by numbers that transformers cannot be told.",
         "Use --engine llamacpp for it.",
     )
+
+
+def _scaled(reader: HeaderReader, name: str, theta: float) -> dict[str, Any] | None:
+    """Return the parameters of linear scaling; a factor without a type is one (llama.cpp, `load_hparams`)."""
+    fields = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope." in key}
+    kind, factor = fields.get("rope.scaling.type"), float(fields.get("rope.scaling.factor") or 0.0)
+    if kind == "none" or (kind is None and factor in (0.0, 1.0)):
+        return None
+    if kind not in (None, "linear"):
+        raise UnsupportedModel(f"{name} scales its RoPE by '{kind}'.", "Give the model as a folder with config.json.")
+    return {"rope_type": "linear", "rope_theta": theta, "factor": factor or 1.0}

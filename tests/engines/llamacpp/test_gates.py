@@ -94,7 +94,6 @@ def test_a_wrong_order_of_a_heads_coordinates_is_found(
         assert not measure_pair(sender, receiver).passed
 
 
-@pytest.mark.xfail(strict=True, reason="q4_0's bounds are absolute: a model with small logits stays below them")
 @pytest.mark.parametrize("kv_type", ["q4_0"])
 def test_a_wrong_order_is_found_in_a_model_with_small_logits(
     kv_type: str, tiny_llama: Engines, mistaken: Callable[..., None]

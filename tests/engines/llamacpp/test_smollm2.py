@@ -36,10 +36,10 @@ STORY = (
     "slept on the sill, and the door stood open. Inside there was flour on the floor, and in the flour the prints of "
     "small feet that led to the stairs and up into the dark. "
 )
-# Of 1 to 304 tokens.
+# Of 1 to 196 tokens.
 SOURCES = (
     "Paris", "Water boils at", "The capital of France is", "def add(a, b):\n    return", "1, 1, 2, 3, 5, 8,",
-    REPORT, STORY, STORY + REPORT, (STORY + REPORT) * 2, (REPORT + STORY) * 3,
+    REPORT, STORY, STORY + REPORT, REPORT * 4, STORY * 3,
 )  # fmt: skip
 GOING_ON = " In short, "
 QUESTION = "Who runs the northern station?"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unspoken.engines.gate import BOUNDS
 from unspoken.engines.llamacpp.blob import Blob
 from unspoken.engines.llamacpp.columns import Translation
 from unspoken.engines.llamacpp.context import Context, Model, Settings
@@ -111,5 +112,7 @@ def _rotations(blob: Blob, kind: ElementType, head_dim: int) -> tuple[int, int]:
 
 
 def _precision(described: Description, kind: ElementType) -> str:
-    coarse = described.weights not in ("F32", "F16", "BF16") and kind.name != "q4_0"
-    return "ggml-quantised" if coarse else f"ggml-{kind.name}"
+    """Return the coarser of the types of weights, to which activations are rounded as well, and of cells."""
+    plain = described.weights in ("F32", "F16", "BF16")
+    weights = f"ggml-{described.weights.lower()}" if plain else "ggml-quantised"
+    return max(weights, f"ggml-{kind.name}", key=BOUNDS.__getitem__)
