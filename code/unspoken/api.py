@@ -77,7 +77,17 @@ def open_to(cache: KVCache, model: str, receiver: Engine) -> None:
         UnspokenError: If the other engine cannot open the model here.
     """
     for made_by in sorted(cache.manifest.engines() - {receiver.name}):
-        ensure_pair(made_by, receiver, lambda name=made_by: open_model(model, name), home() / "gates")  # type: ignore[misc]
+        opened: list[Engine] = []
+
+        def other(name: str = made_by, opened: list[Engine] = opened) -> Engine:
+            opened.append(open_model(model, name))
+            return opened[-1]
+
+        try:
+            ensure_pair(made_by, receiver, other, home() / "gates")
+        finally:
+            for each in opened:
+                each.close()
 
 
 def from_transformers(model: nn.Module, tokenizer: Any, name: str | None = None) -> Engine:

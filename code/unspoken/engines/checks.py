@@ -65,8 +65,10 @@ def require_turns(turns: Sequence[Turn], limits: Limits) -> None:
     """Refuse a call that asks for nothing.
 
     Raises:
-        UsageError: If there is no turn, or no token may be made.
+        UsageError: If there is no turn, no token may be made, or a stop string is empty and ends every answer.
     """
+    if "" in limits.stop:
+        raise UsageError("A stop string is empty: it would end every answer at once.", "Leave it out.")
     if not turns or limits.new_tokens < 1:
         raise UsageError("There is nothing to answer.", "Give at least one turn and one new token.")
 

@@ -13,7 +13,7 @@ from unspoken.spec import fingerprint
 
 SAMPLES_PER_TENSOR = 256
 # Text that tokenizers cut differently if they differ in anything but their vocabulary.
-PROBE = "Vera's 3 keys: naïve résumé, 12,345.67\n\n\tif x != y:  # 東京 🙂"
+PROBE = " Vera's 3 keys: naïve résumé, 12,345.67\n\n\tif x != y:  # 東京 🙂"
 # Fields of a configuration that change a cache and that neither the weights' names and shapes nor the RoPE tell.
 # A list of what counts, and not of what doesn't: a library adds fields with every version, a cache outlives many.
 ARCHITECTURE_FIELDS = (

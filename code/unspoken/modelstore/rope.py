@@ -75,7 +75,9 @@ def rope_parameters(path: Path, head_dim: int, theta: float) -> dict[str, Any] |
 def _scaled(reader: HeaderReader, name: str, theta: float) -> dict[str, Any] | None:
     """Return the parameters of linear scaling; a factor without a type is one (llama.cpp, `load_hparams`)."""
     fields = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope." in key}
-    kind, factor = fields.get("rope.scaling.type"), float(fields.get("rope.scaling.factor") or 0.0)
+    # Older files have another name for the factor.
+    factor = float(fields.get("rope.scaling.factor") or fields.get("rope.scale_linear") or 0.0)
+    kind = fields.get("rope.scaling.type")
     if kind == "none" or (kind is None and factor in (0.0, 1.0)):
         return None
     if kind not in (None, "linear"):
