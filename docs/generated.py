@@ -150,14 +150,15 @@ def sequential_table() -> str:
 
 
 def second_engine_table() -> str:
-    """Return the proof's main arms in both engines, from their newest full runs."""
-    runs = {engine: newest("prove", full=True, engine=engine) for engine in ("transformers", "llamacpp")}
+    """Return the proof's main arms in both engines: the full run, and the newest of llama.cpp, marked if a pilot."""
+    runs = {"transformers": newest("prove", full=True), "llamacpp": newest("prove", engine="llamacpp")}
     arms = ("none", "full-text", "text-asked@32", "text", "kv", "kv-continue", "kv-deranged")
-    lines = [f"| engine | content gain, points | {' | '.join(f'`{arm}`, %' for arm in arms)} |"]
-    lines.append(f"|---|{'---|' * (len(arms) + 1)}")
+    lines = [f"| engine | items | content gain, points | {' | '.join(f'`{arm}`, %' for arm in arms)} |"]
+    lines.append(f"|---|{'---|' * (len(arms) + 2)}")
     for engine, (_, metrics) in runs.items():
         right = " | ".join(f"{100 * metrics['arms'][arm]['accuracy']:.1f}" for arm in arms)
-        lines.append(f"| {engine} | {_points(metrics['content_gain'])} | {right} |")
+        items = f"{metrics['items']}{' (pilot)' if metrics['pilot'] else ''}"
+        lines.append(f"| {engine} | {items} | {_points(metrics['content_gain'])} | {right} |")
     return "\n".join([*lines, "", f"Runs: {', '.join(link(folder) for folder, _ in runs.values())}."])
 
 
