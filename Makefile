@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
 TORCH := $(shell grep '^torch==' constraints.txt)
-OLDEST_TRANSFORMERS := 5.0.0
+OLDEST_TRANSFORMERS := 5.18.0
 
 .PHONY: help demo test check setup docs bench oldest clean
 help:

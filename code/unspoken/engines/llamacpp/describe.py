@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unspoken import __version__
 from unspoken.engines import chat
 from unspoken.engines.fingerprints import (
+    ARCHITECTURE_FIELDS,
     PROBE,
     Sampled,
     hash_architecture,
@@ -79,7 +80,8 @@ def describe(model: Model, path: Path, name: str, memory: Path | None) -> Descri
         ModelNotFound: If its header cannot be read here, though llama.cpp opened it.
     """
     stat = path.stat()
-    facts = f"{stat.st_size}\n{stat.st_mtime_ns}\n{__version__}\n{model.library.source}"
+    # The last two: a change of what is fingerprinted makes remembered descriptions unused, not wrong.
+    facts = f"{stat.st_size}\n{stat.st_mtime_ns}\n{__version__}\n{model.library.source}\n{PROBE}\n{ARCHITECTURE_FIELDS}"
     key = fingerprint(os.fsencode(path.resolve()) + f"\n{facts}".encode())  # A path need not be text.
     kept = None if memory is None else memory / "specs" / f"{key}.json"
     found = recalled(kept, Description)
