@@ -28,6 +28,28 @@ Say = Callable[[str], None]
 GIB = 1 << 30
 
 
+class Stages:
+    """Seconds of each stage, and the memory that is resident after it.
+
+    Args:
+        say: Is told each stage as it begins.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self.seconds: dict[str, float] = {}
+        self.resident_bytes: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what is done in the block."""
+        self._say(f"{name.replace('_', ' ')} ...")
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+        self.resident_bytes[name] = resident_bytes()
+
+
 def measure(load: Callable[[], Engine], tokens: int, say: Say) -> dict[str, Any]:
     """Hand a document's cache from a sender to a receiver that are loaded one after the other.
 
@@ -43,17 +65,8 @@ def measure(load: Callable[[], Engine], tokens: int, say: Say) -> dict[str, Any]
     Raises:
         ContextOverflow: If the document does not fit the model or its context.
     """
-    seconds: dict[str, float] = {}
-    resident: dict[str, int] = {}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        say(f"{name.replace('_', ' ')} ...")
-        began = time.perf_counter()
-        yield
-        seconds[name] = time.perf_counter() - began
-        resident[name] = resident_bytes()
-
+    took = Stages(say)
+    stage = took.stage
     with tempfile.TemporaryDirectory(prefix="unspoken-bench-") as folder:
         path = Path(folder) / "sequential.kv.safetensors"
         with stage("load_sender"):
@@ -85,8 +98,8 @@ def measure(load: Callable[[], Engine], tokens: int, say: Say) -> dict[str, Any]
         "tokens": tokens,
         "columns": columns,
         "bytes": size,
-        "seconds": seconds,
-        "resident_bytes": resident,
+        "seconds": took.seconds,
+        "resident_bytes": took.resident_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
         "same_logits": bool(torch.equal(found, expected)),
     }
