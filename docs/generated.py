@@ -1,7 +1,7 @@
 """The generated parts of README.md, ROADMAP.md and docs/: tables and figures made from committed runs.
 
 README.md and ROADMAP.md hold cog blocks that call the functions below. Run as a program, this writes the
-figure; with --check it fails where the figure differs from the one the committed run gives.
+figures; with --check it fails where a figure differs from the one the committed run gives.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = ROOT / "docs" / "figures" / "prove.svg"
+FRONTIER = ROOT / "docs" / "figures" / "frontier.svg"
 
 
 def newest(
@@ -26,6 +27,13 @@ def newest(
     if not chosen:
         raise SystemExit(f"There is no committed run of {experiment} with {wanted} in results/.")
     return chosen[-1]
+
+
+def newest_sweep(experiment: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the folder and metrics of the newest finished sweep of a name; None if there is none yet."""
+    runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
+    found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
+    return next((run for run in reversed(found) if run[1].get("cells")), None)
 
 
 def link(folder: Path) -> str:
@@ -170,6 +178,23 @@ def _timed(metrics: dict[str, Any]) -> int:
     return int(metrics["arms"]["kv"]["timed_items"])
 
 
+def frontier_table(cells: str = "", experiment: str = "frontier") -> str:
+    """Return what each arm of a sweep reaches for its bytes, a table for each cell with a text in its name."""
+    from unspoken.lab.tables import frontier_markdown
+
+    run = newest_sweep(experiment)
+    if run is None:
+        return f"No run of `{experiment}` is committed yet."
+    folder, metrics = run
+    parts = []
+    for key, of in metrics["cells"].items():
+        if cells in key:
+            asked = f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
+            parts += [f"**{key}** ({asked}; score: {'F1' if of.get('measure') == 'f1' else 'right answers'})", ""]
+            parts += [frontier_markdown(of)]
+    return "\n".join([*parts, f"Run: {link(folder)}."])
+
+
 def figure() -> str:
     """Return the README's figure of the newest full run of `prove`."""
     from unspoken.lab.figures import readme
@@ -177,15 +202,26 @@ def figure() -> str:
     return readme(newest("prove", full=True)[1])
 
 
+def frontier_figure() -> str | None:
+    """Return the figure of the newest finished run of `frontier`, a panel for each cell; None if there is none yet."""
+    from unspoken.lab.frontier import frontier, has_frontier
+
+    run = newest_sweep("frontier")
+    cells = {} if run is None else {key: of for key, of in run[1]["cells"].items() if has_frontier(of)}
+    return frontier(cells) if cells else None
+
+
 def main() -> None:
-    """Write the figure, or compare it."""
-    made = figure()
-    if "--check" in sys.argv[1:]:
-        if not FIGURE.exists() or FIGURE.read_text(encoding="utf-8") != made:
-            raise SystemExit(f"{FIGURE.relative_to(ROOT)} is not the figure of the newest full run: run `make docs`.")
-        return
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    FIGURE.write_text(made, encoding="utf-8")
+    """Write the figures, or compare them."""
+    made = {FIGURE: figure(), FRONTIER: frontier_figure()}
+    for path, drawn in made.items():
+        if drawn is None:
+            continue
+        if "--check" not in sys.argv[1:]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(drawn, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != drawn:
+            raise SystemExit(f"{path.relative_to(ROOT)} is not the figure of the newest full run: run `make docs`.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from unspoken import Agent, load_model
-from unspoken.channels.protocol import Request, build_channel
+from unspoken.channels.names import build_channel
+from unspoken.channels.protocol import Request
 from unspoken.engines.protocol import Limits
 
 CARDS = Path(__file__).resolve().parent.parent / "data" / "agents"
@@ -31,7 +32,7 @@ def main() -> None:
     receivers = [Agent.from_card(CARDS / f"{name}.yaml", model) for name in ("vera", "cc")]
     for receiver in (*receivers, Agent("ada", model, "You are Ada. You answer in as few words as you can.")):
         # One delivery per reading: both questions fork the same columns, placed behind this receiver's own card.
-        deliveries = channel.send([Request(reading, question) for question in QUESTIONS], receiver)
+        deliveries = channel.send([Request((reading,), question) for question in QUESTIONS], receiver)
         replies = receiver.answer(QUESTIONS, deliveries, Limits(16, (".", "\n")))
         print(f"{receiver.name} ({receiver.prefix.columns} columns of its own before the report)")
         for question, reply in zip(QUESTIONS, replies, strict=True):

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unspoken import Agent, from_transformers
-from unspoken.channels.protocol import Request, build_channel
+from unspoken.channels.names import build_channel
+from unspoken.channels.protocol import Request
 from unspoken.engines.gate import measure
 from unspoken.engines.protocol import Limits
 
@@ -39,7 +40,7 @@ def main() -> None:
     for check, largest in measure(engine).checks.items():
         print(f"gate: {check:<9} logits differ by at most {largest:.1e}")
     lyra = vera = Agent("lyra", engine)  # the same card on both ends: then both channels are exact or nearly so
-    request = Request(lyra.read(REPORT), QUESTION)
+    request = Request((lyra.read(REPORT),), QUESTION)
     for name in ("full-text", "kv-continue", "kv+float32"):
         (delivery,) = build_channel(name).send([request], vera)
         (reply,) = vera.answer([QUESTION], [delivery], Limits(8))

@@ -122,12 +122,12 @@ def tiny_model() -> Callable[..., nn.Module]:
 def tiny_engine(
     tiny_model: Callable[..., nn.Module], tiny_tokenizer: Callable[..., Any]
 ) -> Callable[..., TransformersEngine]:
-    """Make an engine on a tiny random model of a kind; one for each kind and seed."""
+    """Make an engine on a tiny random model of a kind; one for each kind, seed and changes of its configuration."""
     from unspoken.engines.transformers import TransformersEngine
 
     @cache
-    def make(kind: str = "llama", seed: int = 0) -> TransformersEngine:
-        return TransformersEngine(tiny_model(kind, seed), tiny_tokenizer(), f"tiny-{kind}")
+    def make(kind: str = "llama", seed: int = 0, **changes: Any) -> TransformersEngine:
+        return TransformersEngine(tiny_model(kind, seed, **changes), tiny_tokenizer(), f"tiny-{kind}")
 
     return make
 

@@ -203,7 +203,7 @@ def test_every_registered_name_can_be_loaded() -> None:
         name = ".".join(("unspoken", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         if path.name == "__main__.py":
             continue
-        for registry in vars(importlib.import_module(name)).values():
+        for registry in list(vars(importlib.import_module(name)).values()):  # Loading adds modules to a package.
             if isinstance(registry, Registry):
                 found.append(registry)
                 assert all(registry.load(each) is not None for each in registry)

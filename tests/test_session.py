@@ -103,12 +103,13 @@ def test_an_agent_reads_after_its_own_prefix(fake: FakeEngine) -> None:
 
 
 def test_an_agent_goes_on_from_a_stem_and_scores_options(fake: FakeEngine) -> None:
-    from unspoken.channels.protocol import Request, build_channel
+    from unspoken.channels.names import build_channel
+    from unspoken.channels.protocol import Request
 
     lyra, vera = Agent("lyra", fake), Agent("vera", fake)
     questions, stems = ["Who runs it?", "Who runs it?"], ["The new mill is run by", "The old mill is run by"]
     reading = lyra.read(REPORT)
-    deliveries = build_channel("kv").send([Request(reading, question) for question in questions], vera)
+    deliveries = build_channel("kv").send([Request((reading,), question) for question in questions], vera)
     options = [[" Anna", " Bob"]] * 2
     replies = vera.answer(questions, deliveries, Limits(8, (".",)), options, stems)
     assert [reply.text for reply in replies] == ["Bob", "Anna"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from unspoken.cache import KVCache
 from unspoken.channels.kv import received
-from unspoken.channels.protocol import Channel, Delivery, Reading, Request, build_channel
+from unspoken.channels.names import build_channel
+from unspoken.channels.protocol import Channel, Delivery, Reading, Request
 from unspoken.channels.text import content
 from unspoken.engines.protocol import Engine, Frame, Generation, Limits, Piece, Prompt, Turn
 from unspoken.errors import StorageError, UsageError
@@ -104,6 +105,7 @@ class Agent:
                 delivery.prompt + self.asked(question, stems[i] if stems else ""),
                 delivery.past,
                 tuple(options[i]) if options else (),
+                delivery.onset,
             )
             for i, (question, delivery) in enumerate(zip(questions, deliveries, strict=True))
         ]
@@ -174,14 +176,21 @@ class Session:
         self.log: list[Event] = []
 
     def ask(
-        self, receiver: str, question: str, *, about: str, sender: str | None = None, new_tokens: int = 64
+        self,
+        receiver: str,
+        question: str,
+        *,
+        about: str | Mapping[str, str],
+        sender: str | None = None,
+        new_tokens: int = 64,
     ) -> Reply:
-        """Ask one agent about a text that another has read.
+        """Ask one agent about a text that another has read, or about several texts that several have.
 
         Args:
             receiver: Name of the agent that answers; it never sees the text itself.
             question: What is asked.
-            about: The text the sender reads; read once, however many questions follow.
+            about: The text the sender reads; read once, however many questions follow. Or the text of each sender by
+                its name, in the order in which the receiver gets them.
             sender: Name of the agent that reads; by default the first other one.
             new_tokens: Most tokens of the answer.
 
@@ -191,12 +200,18 @@ class Session:
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something.")
         asked = self._agent(receiver)
-        reading = self._read(self._agent(sender or next(name for name in self._agents if name != receiver)), about)
-        delivery = self._channel.send([Request(reading, question)], asked)[0]
+        if isinstance(about, str):
+            about = {sender or next(name for name in self._agents if name != receiver): about}
+        elif sender is not None or not about:
+            raise UsageError(
+                f"The texts of {list(about)} and the sender '{sender}' were given.",
+                "Name one sender or more with a text each, and no other sender.",
+            )
+        readings = tuple(self._read(self._agent(name), text) for name, text in about.items())
+        delivery = self._channel.send([Request(readings, question)], asked)[0]
         (reply,) = asked.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
-        self.log.append(
-            Event("ask", receiver, {"question": question, "sender": reading.reader.name, "answer": reply.text})
-        )
+        senders = ", ".join(about)
+        self.log.append(Event("ask", receiver, {"question": question, "sender": senders, "answer": reply.text}))
         return reply
 
     def _read(self, sender: Agent, source: str) -> Reading:

@@ -35,6 +35,52 @@ def test_capture_inspect_verify_ask(unspoken: Program, made: Path, tmp_path: Pat
     assert folder_of(tmp_path) == ["a.kv.safetensors"]
 
 
+@pytest.mark.parametrize(("wire", "more"), [("int8", ()), ("int8", ("--whole",)), ("int4", ())])
+def test_a_packed_file_is_captured_inspected_verified_and_asked(
+    unspoken: Program, made: Path, tmp_path: Path, wire: str, more: tuple[str, ...]
+) -> None:
+    file = tmp_path / "a.kv.safetensors"
+    captured = unspoken("capture", made / "doc.txt", "--out", file, "--wire", wire, *more, "--engine", "fake")
+    assert captured.code == 0
+    assert f"columns of smollm2-135m as {wire}, " in captured.out
+    shown = unspoken("inspect", file)
+    assert f"2 heads of 8, packed as {wire} (" in shown.out
+    assert "of float32 when unpacked)" in shown.out
+    assert " > pack" in shown.out
+    assert unspoken("inspect", file, "--json").data["cache"]["dtype"] == wire
+    checked = unspoken("verify", file, "--for", "smollm2-135m", "--engine", "fake")
+    assert checked.code == 0
+    assert "all digests match" in checked.out
+    asked = unspoken("ask", ASKED, "--cache", file, "--engine", "fake")
+    assert asked.code == 0
+    if wire == "int8":  # The fake reads its tokens from the numbers themselves, which int4 does not keep apart.
+        assert asked.out == "Anna\n"
+
+
+def test_codecs_are_measured_and_the_figures_kept(unspoken: Program, tmp_path: Path) -> None:
+    given = ("bench", "codecs", "--tokens", "64", "--following", "8", "--repeats", "1", "--engine", "fake")
+    found = unspoken(*given, "--results", tmp_path, "--json").data
+    assert {"float32", "bfloat16", "float16", "int8", "int4"} <= {row["codec"] for row in found["rows"]}
+    (folder,) = (tmp_path / "bench-codecs").iterdir()
+    assert json.loads((folder / "metrics.json").read_text()) == found
+    text = tmp_path / "text.txt"
+    text.write_text("Anna runs the mill. " * 10)
+    shown = unspoken(*given, "--results", tmp_path, "--text", text)
+    assert shown.code == 0
+    assert "64 tokens of smollm2-135m, 8 predicted" in shown.out
+    assert f"Kept in {tmp_path / 'bench-codecs'}" in shown.out.replace("\n", "")
+    told = unspoken(*given, "--results", tmp_path, "--text", made_short(tmp_path))
+    assert told.code == 2
+    assert "The text has 5 tokens, 72 are needed" in told.err
+
+
+def made_short(folder: Path) -> Path:
+    """A text of five tokens."""
+    path = folder / "short.txt"
+    path.write_text("short")
+    return path
+
+
 def test_the_same_as_json(unspoken: Program, made: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.kv.safetensors"
     captured = unspoken("capture", made / "doc.txt", "--out", file, "--engine", "fake", "--json").data
@@ -167,7 +213,38 @@ def test_an_experiment_from_yaml(unspoken: Program, tmp_path: Path) -> None:
     assert "seed: 20261123" in (folder / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["bench", "handoff"]], ids=" ".join)
+def test_a_sweep_from_yaml_and_its_report(unspoken: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, results = tmp_path / "both.yaml", tmp_path / "results"
+    file.write_text(
+        "name: both\nengine: fake\nitems: 12\ntimed_items: 0\narms: [none, kv, kv-deranged]\n"
+        "cells: [{model: a}, {model: models/b.gguf}]\n"
+    )
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "b.gguf").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    part = unspoken("run", file, "--results", results, "--cells", "/a/", "--json")
+    assert (part.code, list(part.data["cells"])) == (0, ["private-facts/a/fake"])
+    assert "Not finished yet, or run by another process: private-facts/b/fake" in part.err
+    ran = unspoken("run", file, "--results", results)
+    assert ran.code == 0
+    for words in ("private-facts/a/fake", "private-facts/b/fake", "\nkv-deranged ", "Yes, understanding moved"):
+        assert words in ran.out
+    (folder,) = (path for path in (results / "both").iterdir() if path.is_dir())
+    assert ran.out.strip().endswith(f"Report: {folder / 'report.html'}")
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in before:
+        if path.name in ("metrics.json", "report.html"):
+            path.unlink()
+    again = unspoken("report", folder, "--json")
+    assert again.code == 0, again.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert again.data == json.loads(before[folder / "metrics.json"])
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), ["bench", "handoff"], ["bench", "codecs"]], ids=" ".join
+)
 def test_every_command_has_help(unspoken: Program, command: list[str]) -> None:
     for option in ("--help", "-h"):
         told = unspoken(*command, option)

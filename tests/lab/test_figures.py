@@ -9,12 +9,14 @@ from typing import Any
 import matplotlib
 import pytest
 
-from unspoken.lab import figures
+from unspoken.lab import drawing, figures
+from unspoken.lab.frontier import frontier, has_frontier
 
 DRAWN = {
     "accuracy": figures.accuracy,
     "bytes": figures.bytes_against_accuracy,
     "seconds": figures.seconds_by_stage,
+    "frontier": lambda metrics: frontier({"one": metrics, "two": metrics, "three": metrics}),
 }
 
 
@@ -53,11 +55,38 @@ def test_names_with_signs_are_drawn_as_they_are() -> None:
 
 
 def test_labels_keep_clear_of_everything() -> None:
-    frame = figures.Box(0.0, 0.0, 400.0, 300.0)
+    frame = drawing.Box(0.0, 0.0, 400.0, 300.0)
     dots = [(200.0, 100.0 + 4 * at) for at in range(12)]
-    taken = [figures.Box(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    taken = [drawing.Box(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
     for x, y in dots:
-        box = figures._free(x, y, 60.0, 12.0, frame, taken)
+        box = drawing.free_place(x, y, 60.0, 12.0, frame, taken)
         assert box.within(frame)
         assert not any(box.meets(each) for each in taken)
         taken.append(box)
+
+
+def test_a_run_has_a_frontier_if_its_caches_have_three_sizes() -> None:
+    sizes = {"none": 0, "text@8": 8, "kv-deranged": 900, "kv": 900, "kv-continue": 900, "kv+int8": 450}
+    arms = {arm: {"accuracy": 0.5, "bytes": float(size)} for arm, size in sizes.items()}
+    assert not has_frontier({"arms": arms})
+    assert not has_frontier({"arms": arms | {"need@0.3": {"bytes": None}}})
+    assert has_frontier({"arms": arms | {"need@0.3": {"bytes": 270.0}}})
+
+
+def test_a_frontier_without_messages_or_answers_can_be_drawn() -> None:
+    assert frontier({"none moved": {"arms": {"none": {"accuracy": 0.5, "bytes": 0.0}}}}).startswith("<svg")
+    odd = {
+        "kv": {"accuracy": None, "bytes": 7.0},
+        "need@0.3": {"accuracy": 1.0, "bytes": 3.0},
+        "kv$<b>": {"bytes": 2.0},
+    }
+    assert "<b>" not in frontier({"<b>": {"arms": odd, "measure": "f1"}})
+
+
+def test_a_task_judged_by_f1_is_drawn_by_its_score(usual: Any) -> None:
+    scored = {
+        arm: of | {"score": {"mean": of["accuracy"] / 2, "low": of["low"] / 2, "high": of["high"] / 2}}
+        for arm, of in usual.metrics["arms"].items()
+    }
+    metrics = usual.metrics | {"arms": scored, "measure": "f1"}
+    assert figures.accuracy(metrics) != figures.accuracy(usual.metrics)

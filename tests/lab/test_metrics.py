@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from unspoken.lab.metrics import compute
+from unspoken.lab.record import open_finished
+from unspoken.lab.report import render
 from unspoken.lab.statistics import holm, mcnemar
 
 
@@ -129,3 +134,69 @@ def test_fewer_than_620_items_are_a_pilot(build: Callable[..., Any]) -> None:
 
 def test_same_samples_in_any_order_give_same_figures(usual: Any) -> None:
     assert compute(usual.experiment, usual.samples[::-1], usual.env) == usual.metrics
+
+
+def test_score_is_accuracy_where_nothing_else_was_judged(usual: Any) -> None:
+    for of in usual.metrics["arms"].values():
+        assert of["score"] == {"mean": of["accuracy"], "low": of["low"], "high": of["high"]}
+    assert usual.metrics["measure"] == "options"
+
+
+def test_differences_are_those_of_the_score_and_mcnemar_counts_right_and_wrong(build: Callable[..., Any]) -> None:
+    run = build({"none": "0000", "kv": "1110", "kv-deranged": "1000", "full-text": "1111"}, per_source=1, timed=0)
+    scores = {"none": 0.0, "kv": 0.5, "kv-deranged": 0.2, "full-text": 0.8}
+    samples = [msgspec.structs.replace(each, score=scores[each.arm]) for each in run.samples]
+    metrics = compute(run.experiment, samples, run.env)
+    assert metrics["arms"]["kv"]["accuracy"] == 0.75
+    assert metrics["arms"]["kv"]["score"]["mean"] == 0.5
+    assert metrics["content_gain"]["mean"] == pytest.approx(0.3)
+    assert metrics["presence_effect"]["mean"] == pytest.approx(0.2)
+    assert metrics["pgr"]["kv"]["mean"] == pytest.approx(0.5 / 0.8)
+    assert metrics["kv_equals_full_text"]["mean"] == pytest.approx(-0.3)
+    # Two items only kv got right, none only kv-deranged: two tails of one in four.
+    assert metrics["content_gain"]["p"] == pytest.approx(2 / 4)
+
+
+def test_every_cache_arm_has_its_content_gain_and_its_share_of_kvs(build: Callable[..., Any]) -> None:
+    rows = {"none": "00000000", "text@8": "11110000", "kv": "11111100", "need@0.3": "11110000", "kv+int4": "11000000"}
+    metrics = build(rows | {"kv-zero": "00000000", "kv-deranged": "11000000"}).metrics
+    assert set(metrics["gain"]) == {"kv", "need@0.3", "kv+int4"}
+    assert [metrics["gain"][arm]["mean"] for arm in ("kv", "need@0.3", "kv+int4")] == [0.5, 0.25, 0.0]
+    shares = {arm: of["share_of_kv_gain"] for arm, of in metrics["gain"].items()}
+    assert shares["kv"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert shares["need@0.3"]["mean"] == pytest.approx(0.5)
+    assert shares["need@0.3"]["low"] <= 0.5 <= shares["need@0.3"]["high"]
+    assert (
+        metrics["gain"]["kv"].items() >= {key: metrics["content_gain"][key] for key in ("mean", "low", "high")}.items()
+    )
+
+
+def test_without_a_gain_of_kv_its_share_is_undefined(build: Callable[..., Any]) -> None:
+    metrics = build({"kv": "1100", "kv-deranged": "1100", "kv+int8": "1111"}).metrics
+    assert metrics["gain"]["kv+int8"]["share_of_kv_gain"]["mean"] is None
+    assert "share_of_kv_gain" not in build({"kv-deranged": "10", "kv+int8": "11"}).metrics["gain"]["kv+int8"]
+
+
+COMMITTED = sorted((Path(__file__).resolve().parents[2] / "results" / "prove").iterdir())
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_runs_still_decode_render_and_give_the_figures_they_gave(path: Path) -> None:
+    folder = open_finished(path)
+    samples = folder.samples()
+    metrics = compute(folder.experiment(), samples, folder.env())
+    _require_held(json.loads((path / "metrics.json").read_bytes()), json.loads(json.dumps(metrics)), path.name)
+    page = render(folder.experiment(), samples, metrics, folder.env())
+    assert page.startswith("<!DOCTYPE html>")
+    # Figures that have no scores yet can be drawn, too.
+    assert render(folder.experiment(), samples, json.loads((path / "metrics.json").read_bytes()), folder.env())
+
+
+def _require_held(old: Any, new: Any, where: str) -> None:
+    """Require every figure of the old metrics in the new ones, which may have more."""
+    if isinstance(old, dict):
+        for key, value in old.items():
+            assert key in new, where
+            _require_held(value, new[key], f"{where}/{key}")
+    else:
+        assert new == (pytest.approx(old, rel=1e-12) if isinstance(old, float) else old), where

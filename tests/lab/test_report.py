@@ -119,3 +119,23 @@ def test_record_names_what_was_not_recorded(usual: Any) -> None:
     groups = dict(record(usual.experiment, usual.metrics, {}))
     assert dict(groups["run"])["id"] == "not recorded"
     assert dict(groups["experiment"])["seed"] == "7"
+
+
+def test_a_run_with_caches_of_several_sizes_shows_what_fewer_bytes_are_worth(build: Callable[..., Any]) -> None:
+    run = build({"none": "00", "kv": "11", "kv+int8": "11", "kv+int4": "10", "kv-deranged": "00"})
+    metrics = run.metrics
+    for at, arm in enumerate(("kv", "kv+int8", "kv+int4"), start=1):
+        metrics["arms"][arm]["bytes"] = 9000.0 / at
+    page = render(run.experiment, run.samples, metrics, run.env)
+    assert "What fewer bytes are worth" in page
+    assert "content gain, points" in page
+    reader = Reader()
+    reader.feed(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "What fewer bytes are worth" not in rendered(build({"none": "00", "kv": "11"}))
+
+
+def test_several_senders_are_named(build: Callable[..., Any], usual: Any) -> None:
+    page = rendered(build({"kv": "11"}, env=usual.env | {"task": {"name": "halves", "senders": 2}}))
+    assert "The agents lyra, cc read a part of a text each" in page
+    assert "An agent called lyra read a text" in rendered(usual)

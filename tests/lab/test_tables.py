@@ -106,3 +106,24 @@ def test_small_numbers() -> None:
     assert tables.probability(0.04321) == "0.043"
     assert tables.seconds(14.85) == "14.8"
     assert tables.seconds(123.4) == "123"
+
+
+def test_frontier_table_measures_every_arm_by_kv(build: Callable[..., Any]) -> None:
+    rows = {"none": "0000", "text@8": "1100", "kv": "1110", "kv+int8": "1100", "kv-deranged": "1000"}
+    metrics = build(rows, per_source=1).metrics
+    metrics["arms"]["kv+int8"]["bytes"] = metrics["arms"]["kv"]["bytes"] / 2
+    cells = {row.arm: row.cells for row in tables.rows(metrics)}
+    assert [cells[arm]["bytes_share"].text for arm in ("none", "kv", "kv+int8")] == ["0.0", "100.0", "50.0"]
+    assert cells["kv"]["gain_share"].text == "100 [100, 100]"
+    assert cells["kv+int8"]["gain_share"].text.startswith("50 [")
+    assert cells["text@8"]["gain_share"].text == tables.MISSING
+    assert cells["kv"]["score"].text == cells["kv"]["accuracy"].text
+    written = tables.frontier_markdown(metrics)
+    assert {line.count("|") for line in written.splitlines()} == {len(tables.FRONTIER) + 1}
+
+
+def test_the_short_table_of_open_answers_shows_f1_in_place_of_what_was_said(usual: Any) -> None:
+    columns, note = tables.compact(usual.metrics | {"measure": "f1"})
+    assert [column.key for column in columns][:3] == ["arm", "accuracy", "f1"]
+    assert "F1" in note
+    assert tables.compact(usual.metrics)[0] == tables.COMPACT

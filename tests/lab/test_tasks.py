@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from unspoken.lab.tasks import TASKS
+from unspoken.errors import StorageError, UsageError
+from unspoken.lab.record import open_finished
+from unspoken.lab.runner import load_task, task_hash
+from unspoken.lab.tasks import TASKS, build_task
 from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPTIONS, PrivateFacts
-from unspoken.lab.tasks.protocol import Item, Source
+from unspoken.lab.tasks.protocol import Item, Measure, Source
 
 SEEDS = (0, 1, 20261123)
 
 
+def _rows(task: str) -> list[dict[str, Any]]:
+    """Made-up lines of the file of a task that has one."""
+    if task == "reading":
+        return [
+            {
+                "title": "Inns",
+                "context": f"Inn {at} is run by Anna{at}. It has {at + 2} rooms.",
+                "qas": [
+                    {"id": f"{at}a", "question": f"Who runs inn {at}?", "answers": [f"Anna{at}", f"by Anna{at}"]},
+                    {"id": f"{at}b", "question": f"How many rooms has inn {at}?", "answers": [f"{at + 2}"]},
+                ],
+            }
+            for at in range(40)
+        ]
+    if task == "countries":
+        return [
+            {"prompt_A": f"Uma is at tower {at}.", "prompt_B": "Which country is Uma located in?", "country": "Peru"}
+            for at in range(70)
+        ]
+    names = ["Atlas LLC", "Sable LLC", "Trace LLC"]
+    ask = "You must invest in exactly one of Atlas LLC, Sable LLC, Trace LLC.\nThe company name is:"
+    return [
+        {"prompt_A": f"Sales {at}. Atlas LLC is fine.", "prompt_B": ask, "options": names, "label": names[at % 3]}
+        for at in range(70)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Callable[..., str]:
+    """Write a task's made-up lines, or others, into a file."""
+
+    def written(task: str, lines: Sequence[object] | None = None) -> str:
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines or _rows(task)), encoding="utf-8")
+        return str(path)
+
+    return written
+
+
 @pytest.fixture(params=sorted(TASKS))
-def task(request: pytest.FixtureRequest) -> Any:
+def task(request: pytest.FixtureRequest, data: Callable[..., str]) -> Any:
     """A registered task: a test that takes it runs for each."""
-    return TASKS.load(request.param)()
+    kind = TASKS.load(request.param)
+    return kind(data(request.param)) if hasattr(kind, "FORMAT") else kind()
 
 
 @pytest.fixture(params=SEEDS)
@@ -33,6 +79,7 @@ def _count(words: str, text: str) -> int:
 def test_a_task_is_known_by_its_registered_name(task: Any) -> None:
     assert task.name in TASKS
     assert task.version
+    assert task.measure in get_args(Measure)
 
 
 def test_the_same_seed_asks_the_same_and_another_seed_something_else(task: Any) -> None:
@@ -60,8 +107,101 @@ def test_the_gold_answer_is_one_of_the_options(task: Any) -> None:
             assert not item.options or item.options.count(item.gold) == 1
 
 
-def test_more_questions_go_on_where_fewer_ended() -> None:
-    assert PrivateFacts().sources(60, 9)[:4] == PrivateFacts().sources(24, 9)
+def test_more_questions_go_on_where_fewer_ended(task: Any) -> None:
+    few, more = task.sources(24, 9), task.sources(60, 9)
+    assert more[: len(few)] == few
+
+
+def test_a_task_judged_by_options_has_them_and_an_open_one_has_none(task: Any) -> None:
+    for source in task.sources(60, 0):
+        for item in source.items:
+            assert bool(item.options) == (task.measure == "options")
+
+
+FROM_FILES = ("countries", "reading", "tipsheets")
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_a_task_from_a_file_needs_one_and_says_which(name: str, data: Callable[..., str]) -> None:
+    with pytest.raises(UsageError, match="asks from a file") as refused:
+        build_task(name)
+    assert "one JSON object per line" in refused.value.hint
+    assert build_task(name, data(name)).sources(10, 0)
+    with pytest.raises(StorageError, match="cannot be read: No such file"):
+        build_task(name, "missing.jsonl").sources(10, 0)
+
+
+def test_a_task_that_needs_no_file_refuses_one() -> None:
+    with pytest.raises(UsageError, match="reads no file"):
+        build_task("private-facts", "facts.jsonl")
+
+
+def test_options_of_a_task_are_those_of_its_constructor() -> None:
+    assert build_task("private-facts") == PrivateFacts()
+    for text, problem in (
+        ("private-facts:colour=red", "has no option 'colour'"),
+        ("private-facts:version=2", "has no option 'version'"),
+        ("private-facts@", "empty or given twice"),
+        ("riddles@4", "no task named 'riddles'"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            build_task(text)
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_a_malformed_line_is_named_by_its_number(name: str, data: Callable[..., str], tmp_path: Path) -> None:
+    good = _rows(name)[0]
+    key = {"reading": "context", "countries": "country", "tipsheets": "label"}[name]
+    for bad in ([1], {}, good | {key: "  "}, good | {key: 7}):
+        with pytest.raises(UsageError, match=r"Line 2 of the data file .* is not what it should be") as refused:
+            build_task(name, data(name, [good, bad, good])).sources(2, 0)
+        assert refused.value.hint.startswith("Expected: one JSON object per line")
+    path = tmp_path / "bytes.jsonl"
+    for content in (b"{\n", b'{"a": "\xff"}\n', b"\x00"):
+        path.write_bytes(b"\n" + content)
+        with pytest.raises(UsageError, match="Line 2 of the data file"):
+            build_task(name, str(path)).sources(2, 0)
+    path.write_bytes(b"\n \n")
+    with pytest.raises(UsageError, match="has no lines"):
+        build_task(name, str(path)).sources(2, 0)
+
+
+def test_a_label_that_is_no_option_is_malformed(data: Callable[..., str]) -> None:
+    bad = _rows("tipsheets")[0] | {"label": "Nobody LLC"}
+    with pytest.raises(UsageError, match="is not one of the options"):
+        build_task("tipsheets", data("tipsheets", [bad])).sources(2, 0)
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_a_file_with_too_few_questions_says_how_many_it_holds(name: str, data: Callable[..., str]) -> None:
+    with pytest.raises(UsageError, match=r"holds \d+ questions, and 500 were asked for"):
+        build_task(name, data(name)).sources(500, 0)
+
+
+def test_the_same_text_on_two_lines_is_one_source(data: Callable[..., str]) -> None:
+    first, second = _rows("countries")[:2]
+    sources = build_task("countries", data("countries", [first, second, first | {"prompt_B": "Where?"}])).sources(3, 0)
+    assert sorted(len(source.items) for source in sources) == [1, 2]
+
+
+def test_reading_keeps_every_right_answer_once(data: Callable[..., str]) -> None:
+    row = {"context": "A b.", "qas": [{"question": " Who? ", "answers": ["Anna", "by Anna", "Anna"]}]}
+    ((item,),) = [source.items for source in build_task("reading", data("reading", [row])).sources(1, 0)]
+    assert item.golds == ("Anna", "by Anna")
+    assert item.question == "Who? Answer briefly."
+
+
+def test_the_open_end_of_a_tip_sheets_question_begins_the_answer(data: Callable[..., str]) -> None:
+    item = build_task("tipsheets", data("tipsheets")).sources(2, 0)[0].items[0]
+    assert item.stem == "The company name is:"
+    assert item.question == "You must invest in exactly one of Atlas LLC, Sable LLC, Trace LLC."
+
+
+def test_what_committed_runs_asked_is_asked_still() -> None:
+    results = Path(__file__).resolve().parents[2] / "results" / "prove"
+    for path in sorted(results.iterdir()):
+        folder = open_finished(path)
+        assert task_hash(load_task(folder.experiment())[1]) == folder.env()["task"]["hash"]
 
 
 def test_the_gold_answer_is_in_the_text_exactly_once(facts: list[tuple[Source, Item]]) -> None:

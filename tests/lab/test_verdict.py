@@ -161,3 +161,12 @@ def test_verdict_on_a_whole_run(usual: Any) -> None:
     assert all(
         sentence.endswith(".") and "None" not in sentence and "nan" not in sentence for sentence in verdict.sentences
     )
+
+
+def test_a_run_judged_by_f1_is_told_in_f1(usual: Any) -> None:
+    arms = {
+        arm: of | {"score": {"mean": of["accuracy"] / 2, "low": 0.0, "high": 1.0}}
+        for arm, of in usual.metrics["arms"].items()
+    }
+    first = judge(usual.metrics | {"arms": arms, "measure": "f1"}).sentences[0]
+    assert "with the right cache the receiver reached an F1 of 37.5 %, with the cache of another text 12.5 %" in first

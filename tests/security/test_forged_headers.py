@@ -81,7 +81,7 @@ FORGED: dict[str, tuple[Callable[[Forged], object], str]] = {
     "version as a fraction": (put("version", 2.0), "has format version 2.0"),
     "version missing": (put("version", ...), "has format version null"),
     "zero layers": (put("cache.layers", []), "holds zero layers"),
-    "unknown element type": (put("cache.dtype", "int4"), "unknown element type 'int4'"),
+    "unknown element type": (put("cache.dtype", "int3"), "unknown element type 'int3'"),
     "element type of another size": (put("cache.dtype", "bfloat16"), "as F32 [2, 27, 8], its manifest says BF16"),
     "layer twice": (put("cache.layers.1.index", 0), "or one twice"),
     "layer the model lacks": (put("cache.layers.1.index", 2), "the model of 2 layers does not have"),

@@ -7,20 +7,31 @@ from typing import TYPE_CHECKING, Any
 from unspoken.cachefile.header import CAPS, Caps, FileManifest, Header, peek
 
 if TYPE_CHECKING:
-    from unspoken.cachefile.reader import read_cache
-    from unspoken.cachefile.writer import write_cache
+    from unspoken.cachefile.reader import read_cache, read_packed
+    from unspoken.cachefile.writer import file_codec, write_cache, write_packed
 
-__all__ = ["CAPS", "Caps", "FileManifest", "Header", "peek", "read_cache", "write_cache"]
+__all__ = [
+    "CAPS",
+    "Caps",
+    "FileManifest",
+    "Header",
+    "file_codec",
+    "peek",
+    "read_cache",
+    "read_packed",
+    "write_cache",
+    "write_packed",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Reading a header needs no torch; only what touches tensors imports it.
-    if name == "read_cache":
-        from unspoken.cachefile.reader import read_cache
+    if name in ("read_cache", "read_packed"):
+        from unspoken.cachefile import reader
 
-        return read_cache
-    if name == "write_cache":
-        from unspoken.cachefile.writer import write_cache
+        return getattr(reader, name)
+    if name in ("write_cache", "write_packed", "file_codec"):
+        from unspoken.cachefile import writer
 
-        return write_cache
+        return getattr(writer, name)
     raise AttributeError(f"module 'unspoken.cachefile' has no attribute '{name}'")

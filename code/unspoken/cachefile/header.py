@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import msgspec
 from blake3 import blake3
 
 from unspoken.errors import CacheFileError, StorageError
+from unspoken.layout import BLOCK_BYTES, BLOCK_VALUES, FLOATS, PACKED, SIZES, parts
 from unspoken.manifest import Manifest
 
 VERSION = 2
 MANIFEST_KEY = "unspoken.manifest"
-# safetensors' names of the element types a cache may have, with their sizes in bytes.
-ELEMENTS = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
-POSITION = ("I32", 4)
+# safetensors' names of the elements of tensors; it has no name for ggml's blocks, which are bytes to it.
+ELEMENTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
+BYTES = "U8"
+KNOWN = (*FLOATS, *PACKED)
 AGAIN = "Ask the sender to capture and send it again."
 # Versions that were written once, and what to do about a file of one.
 EARLIER = {b"1": "Version 1 had SHA-256 digests; capture the text again with this release, or ask the sender to."}
@@ -116,31 +119,17 @@ def manifest_digest(version: int, cache: Manifest, digests: dict[str, str]) -> s
 
 def tensor_names(cache: Manifest) -> list[str]:
     """Return the names of a cache's tensors, in the order they lie in a file."""
-    positions = [f"layers.{layer.index}.positions" for layer in cache.layers]
-    # Positions first: they are int32, and a bfloat16 tensor before them could leave them unaligned.
-    return positions + [f"layers.{layer.index}.{part}" for layer in cache.layers for part in ("keys", "values")]
+    return list(parts(cache))
 
 
 def layout(cache: Manifest) -> dict[str, Entry]:
     """Return where each tensor of a cache lies, from its manifest alone."""
-    element = ELEMENTS[cache.dtype]
-    shapes: dict[str, tuple[tuple[str, int], tuple[int, ...]]] = {}
-    for layer in cache.layers:
-        shapes[f"layers.{layer.index}.positions"] = (POSITION, (layer.columns,))
-        for part in ("keys", "values"):
-            shapes[f"layers.{layer.index}.{part}"] = (
-                element,
-                (cache.spec.kv_heads, layer.columns, cache.spec.head_dim),
-            )
     entries: dict[str, Entry] = {}
     at = 0
-    for name in tensor_names(cache):
-        (dtype, size), shape = shapes[name]
-        length = size
-        for side in shape:
-            length *= side
-        entries[name] = Entry(dtype, shape, at, at + length)
-        at += length
+    for name, (element, shape) in parts(cache).items():
+        stop = at + SIZES[element] * prod(shape)
+        entries[name] = Entry(ELEMENTS.get(element, BYTES), shape, at, stop)
+        at = stop
     return entries
 
 
@@ -268,7 +257,7 @@ def first_problem(cache: Manifest, caps: Caps) -> str | None:
     ids = cache.token_ids
     problems = {
         "holds zero layers": not indices,
-        f"has the unknown element type '{cache.dtype}' (known: {', '.join(ELEMENTS)})": cache.dtype not in ELEMENTS,
+        f"has the unknown element type '{cache.dtype}' (known: {', '.join(KNOWN)})": cache.dtype not in KNOWN,
         f"holds {len(indices)} layers (at most {caps.layers})": len(indices) > caps.layers,
         f"holds {longest} columns (at most {caps.columns})": longest > caps.columns,
         "has a layer with no columns": any(count < 1 for count in columns),
@@ -281,6 +270,9 @@ def first_problem(cache: Manifest, caps: Caps) -> str | None:
         f"has {len(spec.rope.inverse_frequencies)} RoPE frequencies for heads of {spec.head_dim}": 2
         * len(spec.rope.inverse_frequencies)
         != spec.head_dim,
+        f"has {spec.kv_heads} heads of {spec.head_dim}, which do not fill {cache.dtype} blocks of {BLOCK_VALUES}": (
+            cache.dtype in BLOCK_BYTES and spec.kv_heads * spec.head_dim % BLOCK_VALUES != 0
+        ),
         "has spans outside its columns": any(not 0 <= span.start < span.stop <= longest for span in cache.spans),
         f"has {len(ids or ())} token ids for {longest} columns": ids is not None and len(ids) != longest,
     }

@@ -1,24 +1,30 @@
-"""Read a cache file: header first, then one memory mapping, every tensor checked against its digest."""
+"""Read a cache file: header first, then one memory mapping, every tensor checked against its digest; then unpack."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
-from unspoken.cache import DTYPES, KVCache, KVLayer
+from unspoken.cache import KVCache
 from unspoken.cachefile.digest import digest_and_check
-from unspoken.cachefile.header import CAPS, Caps, Header, peek, refused
+from unspoken.cachefile.header import CAPS, Caps, Entry, Header, peek, refused
 from unspoken.errors import StorageError, UsageError
+from unspoken.layout import Part, parts
+from unspoken.packed import ELEMENTS, Packed
+from unspoken.transforms.codecs import codec_named
 
 READERS = 2
 
 
 def read_cache(path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS) -> KVCache:
-    """Return the cache of a file, memory-mapped; nothing is returned unless all of it is sound.
+    """Return the cache of a file; nothing is returned unless all of it is sound.
+
+    Keys and values of a float type are memory-mapped; packed ones (int8, int4, q8_0, q4_0) are unpacked to float32.
 
     Args:
         path: The file.
@@ -30,6 +36,12 @@ def read_cache(path: str | Path, layers: Collection[int] | None = None, caps: Ca
         CacheFileError: If it is damaged, changed, of another version, or holds NaN or infinity.
         UsageError: If a wanted layer is not in it.
     """
+    packed = read_packed(path, layers, caps)
+    return codec_named(packed.manifest.dtype).unpack(packed)
+
+
+def read_packed(path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS) -> Packed:
+    """Return what lies in a file, memory-mapped and not unpacked; arguments and errors are those of `read_cache`."""
     path = Path(path)
     header = peek(path, caps)
     info = header.manifest.cache
@@ -38,23 +50,12 @@ def read_cache(path: str | Path, layers: Collection[int] | None = None, caps: Ca
         raise UsageError(
             f"{path.name} does not hold all of the layers {sorted(layers or ())}.", "See `unspoken inspect`."
         )
-    names = [f"layers.{layer.index}.{part}" for layer in wanted for part in ("keys", "values", "positions")]
+    kept = tuple(f"layers.{layer.index}." for layer in wanted)
+    chosen = {name: part for name, part in parts(info).items() if name.startswith(kept)}
     data = _mapped(path, header)
-    _verify(path, header, data, names)
-    tensors = {name: _tensor(data, header, name) for name in names}
-    built = []
-    for layer in wanted:
-        keys, values, positions = (tensors[f"layers.{layer.index}.{part}"] for part in ("keys", "values", "positions"))
-        built.append(KVLayer(layer.index, keys, values, positions, layer.kind))
-    return KVCache.build(
-        built,
-        info.spec,
-        rope=info.rope,
-        spans=info.spans,
-        token_ids=info.token_ids,
-        lineage=info.lineage,
-        sender=info.sender,
-    )
+    _verify(path, header, data, chosen)
+    tensors = {name: _tensor(data, header.tensors[name], part) for name, part in chosen.items()}
+    return Packed(msgspec.structs.replace(info, layers=tuple(wanted)), tensors)
 
 
 def _mapped(path: Path, header: Header) -> Tensor:
@@ -66,26 +67,24 @@ def _mapped(path: Path, header: Header) -> Tensor:
     return whole[header.header_bytes :]
 
 
-def _tensor(data: Tensor, header: Header, name: str) -> Tensor:
-    entry = header.tensors[name]
-    dtype = torch.int32 if name.endswith("positions") else DTYPES[header.manifest.cache.dtype]
-    return data[entry.start : entry.stop].view(dtype).reshape(entry.shape)
+def _tensor(data: Tensor, entry: Entry, part: Part) -> Tensor:
+    return data[entry.start : entry.stop].view(ELEMENTS[part.element]).reshape(part.shape)
 
 
-def _verify(path: Path, header: Header, data: Tensor, names: Sequence[str]) -> None:
+def _verify(path: Path, header: Header, data: Tensor, chosen: Mapping[str, Part]) -> None:
     """Check digests and numbers on two threads; both release the interpreter lock."""
-    raw, dtype = data.numpy(), header.manifest.cache.dtype
+    raw, names = data.numpy(), list(chosen)
 
     def problems(share: Sequence[str]) -> list[str]:
         found = []
         for name in share:
-            entry = header.tensors[name]
-            positions = name.endswith("positions")
-            digest, sound = digest_and_check(raw[entry.start : entry.stop], "int32" if positions else dtype)
+            entry, element = header.tensors[name], chosen[name].element
+            digest, sound = digest_and_check(raw[entry.start : entry.stop], element)
             if digest != header.manifest.digests.get(name):
                 found.append(f"is damaged: '{name}' does not match its digest")
             elif not sound:
-                found.append(f"holds {'negative positions' if positions else 'NaN or infinite numbers'} in '{name}'")
+                bad = "negative positions" if element == "int32" else "NaN or infinite numbers"
+                found.append(f"holds {bad} in '{name}'")
         return found
 
     with ThreadPoolExecutor(READERS) as pool:

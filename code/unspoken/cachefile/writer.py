@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,40 +20,75 @@ from unspoken.cache import KVCache
 from unspoken.cachefile.digest import digest_and_check
 from unspoken.cachefile.header import (
     CAPS,
+    KNOWN,
     VERSION,
     FileManifest,
     encode_header,
     first_problem,
     layout,
     manifest_digest,
-    tensor_names,
 )
 from unspoken.errors import StorageError, UsageError
+from unspoken.layout import parts
 from unspoken.manifest import Manifest
+from unspoken.packed import ELEMENTS, Packed, plain
+from unspoken.transforms import Codec
+from unspoken.transforms.codecs import codec_named
 
 WRITERS = 2
 _BLANK = "0" * 64
 
 
-def write_cache(cache: KVCache, path: str | Path) -> FileManifest:
+def write_cache(cache: KVCache, path: str | Path, codec: str | None = None) -> FileManifest:
     """Write a cache to a file, replacing it as a whole; return the manifest with its digests.
 
-    Two threads hash and write one tensor after the other, each at its place, and the digests, whose length
-    is known beforehand, are put into the header at the end. No copy of the cache is made. A crash leaves
-    the old file or none, never half of one.
+    A crash leaves the old file or none, never half of one.
+
+    Args:
+        cache: What is written.
+        path: The file.
+        codec: What it is packed with: `bfloat16`, `int8`, `int4`, `q8_0` ...; by default it is written as it is,
+            and no copy of it is made.
 
     Raises:
         StorageError: If the file cannot be written.
-        UsageError: If it is a cache that no reader accepts: with NaN, infinity or negative positions, say.
+        UsageError: If files do not have the codec, or no reader accepts the cache: with NaN, infinity or negative
+            positions, say.
+    """
+    return write_packed(plain(cache) if codec is None else file_codec(codec).pack(cache), path)
+
+
+def file_codec(name: str) -> Codec:
+    """Return the codec of a name if files can hold what it packs.
+
+    Raises:
+        UsageError: If there is no such codec, or it has a lossless stage.
+    """
+    base, plus, stage = name.partition("+")
+    codec = codec_named(base)
+    if plus or codec.name not in KNOWN:
+        why = f"the lossless stage '{stage}' leaves nothing to map" if plus else "its tensors have no place there"
+        raise UsageError(f"A cache file cannot hold '{name}': {why}.", f"Choose one of {', '.join(KNOWN)}.")
+    return codec
+
+
+def write_packed(packed: Packed, path: str | Path) -> FileManifest:
+    """Write a packed cache to a file, as `write_cache` does.
+
+    Two threads hash and write one tensor after the other, each at its place, and the digests, whose length
+    is known beforehand, are put into the header at the end.
+
+    Raises:
+        StorageError: If the file cannot be written.
+        UsageError: If no reader accepts it.
     """
     path = Path(path)
     if sys.byteorder != "little":
         raise UsageError("Cache files are little-endian, this machine is not.", "Write it on a little-endian machine.")
-    info = _described(cache)
-    tensors = dict(zip(tensor_names(info), _in_order(cache), strict=True))
+    info = _described(packed)
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        manifest = _write(info, tensors, part)
+        manifest = _write(info, packed.tensors, part)
         os.replace(part, path)
     except OSError as error:
         raise StorageError(
@@ -65,26 +101,30 @@ def write_cache(cache: KVCache, path: str | Path) -> FileManifest:
     return manifest
 
 
-def _described(cache: KVCache) -> Manifest:
-    """Return the manifest as a reader will see it, or refuse a cache that no reader accepts."""
+def _described(packed: Packed) -> Manifest:
+    """Return the manifest as a reader will see it, or refuse what no reader accepts."""
     try:
-        info = msgspec.json.decode(msgspec.json.encode(cache.manifest), type=Manifest)
+        info = msgspec.json.decode(msgspec.json.encode(packed.manifest), type=Manifest)
     except (msgspec.MsgspecError, RecursionError, TypeError, UnicodeEncodeError) as error:
         raise UsageError(
             f"The cache's manifest cannot be written as JSON: {error}.", "Give it plain values and valid text."
         ) from error
     problem = first_problem(info, CAPS)
-    for layer in cache.layers:
-        expected, found = [info.spec.kv_heads, layer.columns, info.spec.head_dim], list(layer.keys.shape)
-        if problem is None and found != expected:
-            problem = f"has layer {layer.index} as {found}, its model says {expected}"
+    if packed.stage is not None:
+        problem = f"went through the lossless stage '{packed.stage}'"
+    for name, part in parts(info).items() if problem is None else ():
+        tensor = packed.tensors[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (ELEMENTS[part.element], part.shape):
+            problem = f"has '{name}' as {list(tensor.shape)}, its manifest says {list(part.shape)}"
+            break
     if problem is not None:
         raise UsageError(f"The cache {problem}; no reader would accept its file.", "Capture it again with its model.")
     return info
 
 
-def _write(info: Manifest, tensors: dict[str, Tensor], part: Path) -> FileManifest:
-    places, names = layout(info), list(tensors)
+def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path) -> FileManifest:
+    places, known = layout(info), parts(info)
+    names = list(known)
     blank = FileManifest(VERSION, info, dict.fromkeys(names, _BLANK), _BLANK)
     data_start = len(encode_header(blank, places))
     # The pool ends before the file is closed: a thread that is still writing must not meet a closed descriptor.
@@ -94,7 +134,7 @@ def _write(info: Manifest, tensors: dict[str, Tensor], part: Path) -> FileManife
             digests = {}
             for name in share:
                 data = _bytes(tensors[name])
-                digests[name], sound = digest_and_check(data, "int32" if name.endswith("positions") else info.dtype)
+                digests[name], sound = digest_and_check(data, known[name].element)
                 if not sound:
                     raise UsageError(
                         f"The cache holds NaN, infinite numbers or negative positions in '{name}'.",
@@ -109,12 +149,6 @@ def _write(info: Manifest, tensors: dict[str, Tensor], part: Path) -> FileManife
         manifest = FileManifest(VERSION, info, digests, manifest_digest(VERSION, info, digests))
         _write_at(file.fileno(), memoryview(encode_header(manifest, places)), 0)
     return manifest
-
-
-def _in_order(cache: KVCache) -> list[Tensor]:
-    """Return positions, then keys and values layer by layer."""
-    states = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return [layer.positions.to(torch.int32) for layer in cache.layers] + states
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:

@@ -14,5 +14,12 @@ CHANNELS = Registry(
         "text-asked": "unspoken.channels.text:TextAsked",
         "kv": "unspoken.channels.kv:Insert",
         "kv-continue": "unspoken.channels.kv:Continue",
+        "compose": "unspoken.channels.compose:Compose",
+        "need": "unspoken.channels.need:Need",
+        "layers": "unspoken.channels.layers:Layers",
+        "latent": "unspoken.channels.latent:Latent",
+        "embedding": "unspoken.channels.embedding:Embedding",
+        "activation": "unspoken.channels.activation:Activation",
+        "finetune": "unspoken.channels.finetune:FineTune",
     },
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 from unspoken.cache import KVCache
-from unspoken.engines.protocol import Engine, Frame, Prompt
+from unspoken.engines.protocol import PLAIN, Engine, Frame, Onset, Prompt
 from unspoken.errors import UsageError
 from unspoken.manifest import Step
 
@@ -50,12 +50,14 @@ class Delivery:
         tokens_prefilled: Tokens the receiver read for it, the question included once it is asked.
         tokens_skipped: Tokens the receiver did not have to read because their columns came.
         seconds: By stage.
+        recomputed: Share of the tokens that came as columns, times layers, that the receiver has read again.
         lossy: Whether the receiver holds something else than its own reading of the source would give.
         lineage: What was done to the columns.
         message: The text, where text was sent.
         peak_rss_bytes: The process's highest resident memory so far, when the delivery was made.
         past: What the receiver starts from.
         prompt: What it must still read before the question.
+        onset: How it reads on from there.
     """
 
     channel: str
@@ -64,11 +66,18 @@ class Delivery:
     tokens_skipped: int
     seconds: Stages
     lossy: bool
+    recomputed: float = 0.0
     lineage: tuple[Step, ...] = ()
     message: str | None = None
     peak_rss_bytes: int = 0
     past: KVCache | None = field(default=None, repr=False)
     prompt: Prompt = field(default=Prompt(()), repr=False)
+    onset: Onset = PLAIN
+
+    def costing(self, transform_seconds: float, bytes_moved: int) -> Delivery:
+        """Return the same delivery with more time of making the message, and more bytes, added to what it cost."""
+        seconds = replace(self.seconds, transform=self.seconds.transform + transform_seconds)
+        return replace(self, seconds=seconds, bytes_moved=self.bytes_moved + bytes_moved)
 
 
 @runtime_checkable
@@ -113,11 +122,15 @@ class Reading:
     seconds: float
 
 
+Readings = tuple[Reading, ...]
+"""What one or several senders have read, in the order in which the receiver gets it."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """One question that will be asked about one reading."""
+    """One question that will be asked about what one or several senders have read."""
 
-    reading: Reading
+    readings: Readings
     question: str
 
 
@@ -128,20 +141,38 @@ class Channel(Protocol):
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Hand over what was read, with one delivery for each request.
 
-        Only channels named `asked` may look at the questions. Requests about one reading may share
-        one delivery: the work is then done once. Work for several readings may be done in one batch;
-        its time is then shared evenly.
+        Only channels that say so (`text-asked`, `need`) may look at the questions. Requests about the same readings
+        may share one delivery: the work is then done once. Work for several may be done in one batch; its time is
+        then shared evenly.
         """
         ...
 
 
-def once_per_reading(
-    requests: Sequence[Request], deliver: Callable[[Sequence[Reading]], Sequence[Delivery]]
+def once_per_source(
+    requests: Sequence[Request], deliver: Callable[[Sequence[Readings]], Sequence[Delivery]]
 ) -> tuple[Delivery, ...]:
-    """Return a delivery for each request, made once for each distinct reading."""
-    readings = {id(request.reading): request.reading for request in requests}
-    made = dict(zip(readings, deliver(list(readings.values())), strict=True))
-    return tuple(made[id(request.reading)] for request in requests)
+    """Return a delivery for each request, made once for all requests about the same readings."""
+    distinct = {_identity(request.readings): request.readings for request in requests}
+    made = dict(zip(distinct, deliver(list(distinct.values())), strict=True))
+    return tuple(made[_identity(request.readings)] for request in requests)
+
+
+def only(readings: Readings, channel: str) -> Reading:
+    """Return the one reading of a channel that cannot take several.
+
+    Raises:
+        UsageError: If there are several.
+    """
+    if len(readings) != 1:
+        raise UsageError(
+            f"The channel '{channel}' takes what one sender has read, found {len(readings)} senders.",
+            "Use compose, kv or text for several senders.",
+        )
+    return readings[0]
+
+
+def _identity(readings: Readings) -> tuple[int, ...]:
+    return tuple(id(reading) for reading in readings)
 
 
 @contextmanager
@@ -162,41 +193,3 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def parse_channel(text: str) -> tuple[str, dict[str, Any]]:
-    """Read a channel name with options: `text@32`, `kv`, `kv+float32`.
-
-    `@N` is the channel's amount (tokens of a message), `+NAME` the element type on the wire.
-    """
-    rest, plus, codec = text.partition("+")
-    name, at, amount = rest.partition("@")
-    if (plus and not codec) or (at and not amount):
-        raise UsageError(
-            f"The channel '{text}' ends where an option should follow.", "Write text@32, kv or kv+float32."
-        )
-    options: dict[str, Any] = {}
-    if amount:
-        options["amount"] = amount
-    if codec:
-        options["dtype"] = codec
-    return name, options
-
-
-def build_channel(text: str) -> Channel:
-    """Return the channel of a name with options.
-
-    Raises:
-        UsageError: If the name is unknown or does not take the options.
-    """
-    from unspoken.channels import CHANNELS
-
-    name, options = parse_channel(text)
-    kind = CHANNELS.load(name)
-    try:
-        channel: Channel = kind(**options)
-    except TypeError as error:
-        raise UsageError(
-            f"The channel '{name}' does not take the options of '{text}'.", "Write text@32, kv or kv+float32."
-        ) from error
-    return channel

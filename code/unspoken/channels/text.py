@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from unspoken.channels.names import count, labelled
 from unspoken.channels.protocol import (
     Delivery,
     Party,
     Reading,
+    Readings,
     Request,
     Stages,
-    once_per_reading,
+    once_per_source,
     peak_rss_bytes,
     stopwatch,
 )
 from unspoken.engines.protocol import Generation, Limits, Piece, Prompt, Turn
-from unspoken.errors import UsageError
 
 # A message with no cap still has to end: long enough for any source the tasks use, far from the context's end.
 UNCAPPED_TOKENS = 192
+# Stands between the messages of several senders.
+APART = "\n\n"
 WRITE = (
     "\n\nA colleague who has not seen this text will be asked about it and can read only your message. "
     "Write down every fact it states, briefly, with all names."
@@ -47,10 +50,13 @@ class FullText:
     """The receiver reads the whole source itself: what no message can be expected to beat."""
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
-        """Hand over the source."""
-        return once_per_reading(
+        """Hand over the source, or all sources one after the other."""
+        return once_per_source(
             requests,
-            lambda readings: [read_by(receiver, each.source, "full-text", {}, lossy=False) for each in readings],
+            lambda sources: [
+                read_by(receiver, [each.source for each in readings], "full-text", {}, lossy=False)
+                for readings in sources
+            ],
         )
 
 
@@ -66,27 +72,27 @@ class Text:
     name: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
-        checked_amount(self.name, self.amount)
+        _cap(self.name, self.amount)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
-        """Write one message per reading, all in one batch; the receiver reads each once."""
-        return once_per_reading(requests, lambda readings: self._deliver(readings, receiver))
+        """Write one message per reading, all in one batch; the receiver reads those about one question in order."""
+        return once_per_source(requests, lambda sources: self._deliver(sources, receiver))
 
-    def _deliver(self, readings: Sequence[Reading], receiver: Party) -> list[Delivery]:
-        cap = checked_amount(self.name, self.amount)
+    def _deliver(self, sources: Sequence[Readings], receiver: Party) -> list[Delivery]:
         took: dict[str, float] = {}
+        asked = [(reading, WRITE) for readings in sources for reading in readings]
         with stopwatch(took, "transform"):
-            messages = _written([(reading, WRITE) for reading in readings], cap)
-        share = took["transform"] / len(readings)
+            messages = iter(_written(asked, _cap(self.name, self.amount)))
+        share, name = took["transform"] / len(asked), labelled(self.name, amount=self.amount)
         return [
             read_by(
                 receiver,
-                message.text,
-                labelled(self.name, self.amount),
-                {"capture": reading.seconds, "transform": share},
+                [APART.join(next(messages).text for _ in readings)],
+                name,
+                {"capture": sum(each.seconds for each in readings), "transform": share * len(readings)},
                 lossy=True,
             )
-            for reading, message in zip(readings, messages, strict=True)
+            for readings in sources
         ]
 
 
@@ -98,33 +104,37 @@ class TextAsked:
     name: ClassVar[str] = "text-asked"
 
     def __post_init__(self) -> None:
-        checked_amount(self.name, self.amount)
+        _cap(self.name, self.amount)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
-        """Write one message per question, all in one batch; the receiver reads it with the question."""
-        cap = checked_amount(self.name, self.amount)
+        """Write messages for each question, all in one batch; the receiver reads them with the question."""
         took: dict[str, float] = {}
+        asked = [
+            (reading, WRITE_ASKED.format(question=request.question))
+            for request in requests
+            for reading in request.readings
+        ]
         with stopwatch(took, "transform"):
-            asked = [(each.reading, WRITE_ASKED.format(question=each.question)) for each in requests]
-            messages = _written(asked, cap)
-        share = took["transform"] / len(requests)
+            messages = iter(_written(asked, _cap(self.name, self.amount)))
+        share = took["transform"] / len(asked)
         return tuple(
-            self._delivery(request.reading, message, receiver, share)
-            for request, message in zip(requests, messages, strict=True)
+            self._delivery(request.readings, [next(messages).text for _ in request.readings], receiver, share)
+            for request in requests
         )
 
-    def _delivery(self, reading: Reading, message: Generation, receiver: Party, seconds: float) -> Delivery:
+    def _delivery(self, readings: Readings, messages: Sequence[str], receiver: Party, seconds: float) -> Delivery:
+        message = APART.join(messages)
         return Delivery(
-            channel=labelled(self.name, self.amount),
-            bytes_moved=len(message.text.encode()),
+            channel=labelled(self.name, amount=self.amount),
+            bytes_moved=len(message.encode()),
             tokens_prefilled=0,
             tokens_skipped=0,
-            seconds=Stages(capture=reading.seconds, transform=seconds),
+            seconds=Stages(capture=sum(each.seconds for each in readings), transform=seconds * len(readings)),
             lossy=True,
-            message=message.text,
+            message=message,
             peak_rss_bytes=peak_rss_bytes(),
             past=receiver.prefix,
-            prompt=content(receiver, message.text),
+            prompt=content(receiver, message),
         )
 
 
@@ -133,9 +143,10 @@ def content(party: Party, text: str) -> Prompt:
     return Prompt((Piece("content", party.engine.encode(text)),))
 
 
-def read_by(receiver: Party, text: str, channel: str, seconds: dict[str, float], *, lossy: bool) -> Delivery:
-    """Let the receiver read a text and return the delivery that leaves it there."""
-    return read_tokens(receiver, content(receiver, text), channel, seconds, message=text, lossy=lossy)
+def read_by(receiver: Party, texts: Sequence[str], channel: str, seconds: dict[str, float], *, lossy: bool) -> Delivery:
+    """Let the receiver read texts, tokenised apart, and return the delivery that leaves it there."""
+    prompt = sum((content(receiver, text) for text in texts), Prompt(()))
+    return read_tokens(receiver, prompt, channel, seconds, message="".join(texts), lossy=lossy)
 
 
 def read_tokens(
@@ -160,22 +171,8 @@ def read_tokens(
     )
 
 
-def labelled(name: str, amount: int | str | None) -> str:
-    """Return a channel's name with its amount, as it is written in experiments."""
-    return name if amount is None else f"{name}@{amount}"
-
-
-def checked_amount(name: str, amount: int | str | None) -> int:
-    """Return the cap of a message in tokens.
-
-    Raises:
-        UsageError: If it is not a whole number of at least 1.
-    """
-    if amount is None:
-        return UNCAPPED_TOKENS
-    if not str(amount).isdigit() or int(amount) < 1:
-        raise UsageError(f"A message of '{amount}' tokens cannot be written.", f"Write {name}@N with N of 1 or more.")
-    return int(amount)
+def _cap(name: str, amount: int | str | None) -> int:
+    return count(name, amount, UNCAPPED_TOKENS, least=1)
 
 
 def _written(requests: Sequence[tuple[Reading, str]], cap: int) -> tuple[Generation, ...]:

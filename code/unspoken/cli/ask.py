@@ -23,15 +23,26 @@ from unspoken.errors import UsageError
 if TYPE_CHECKING:
     from unspoken.session import Reply
 
+SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7", "sender-8")
+
 
 @click.command()
 @click.argument("question")
 @click.option("--cache", "cache_file", help="Cache file to start from.")
-@click.option("--about", help="Document the sender reads first (a text file, or - for standard input).")
 @click.option(
-    "--channel", default="kv", show_default=True, help="How it is handed over, with --about: kv, text, text@32 ..."
+    "--about",
+    multiple=True,
+    help="Document a sender reads first (a text file, or - for standard input); once for each sender.",
 )
-@click.option("--sender", default="lyra", show_default=True, help="Name of the agent that reads, with --about.")
+@click.option(
+    "--channel",
+    default="kv",
+    show_default=True,
+    help="How it is handed over, with --about: kv, kv+int8, need@0.3, compose:blend@0.15, text@32 ...",
+)
+@click.option(
+    "--sender", multiple=True, help="Name of the agent that reads, once for each --about.  [default: lyra, cc, ...]"
+)
 @click.option("--agent", "name", default="vera", show_default=True, help="Name of the agent that answers.")
 @click.option("--card", type=click.Path(), help="YAML card of the agent that answers, instead of a name.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(min=1), help="Most tokens of the answer.")
@@ -40,9 +51,9 @@ if TYPE_CHECKING:
 def ask(
     question: str,
     cache_file: str | None,
-    about: str | None,
+    about: tuple[str, ...],
     channel: str,
-    sender: str,
+    sender: tuple[str, ...],
     name: str,
     card: str | None,
     tokens: int,
@@ -52,7 +63,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
-    if (cache_file is None) == (about is None):
+    if (cache_file is None) == (not about):
         raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
@@ -62,7 +73,7 @@ def ask(
         from unspoken.cachefile import peek
 
         peek(cache_file)  # A bad file is told at once, not after the model has loaded.
-    text = None if about is None else read_text(about)
+    texts = dict(zip(senders(sender, len(about), name), map(read_text, about), strict=True))
     loaded, _ = opened(model, engine, loading)
     from unspoken.session import Session
 
@@ -76,9 +87,24 @@ def ask(
         open_to(cache, model, loaded)
         reply = answering.ask_cache(question, cache, new_tokens=tokens)
     else:
-        talk = Session(agent(sender, None, loaded), answering, channel=channel)
-        reply = talk.ask(answering.name, question, about=text or "", sender=sender, new_tokens=tokens)
+        talk = Session(*(agent(each, None, loaded) for each in texts), answering, channel=channel)
+        reply = talk.ask(answering.name, question, about=texts, new_tokens=tokens)
     show(reply, as_json)
+
+
+def senders(given: tuple[str, ...], documents: int, receiver: str) -> tuple[str, ...]:
+    """Return a name for the reader of each document.
+
+    Raises:
+        UsageError: If another number of names was given, or one twice.
+    """
+    names = given or tuple(name for name in SENDERS if name != receiver)[:documents]
+    if len(names) != documents or len(set(names)) != documents:
+        raise UsageError(
+            f"There are {documents} documents and the senders {', '.join(names) or 'none'}.",
+            "Give --sender once for each --about, with different names.",
+        )
+    return names
 
 
 def show(reply: Reply, as_json: bool) -> None:

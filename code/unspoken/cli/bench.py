@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from unspoken.engines.gate import GateResult
     from unspoken.engines.protocol import Engine
 
-from unspoken.cli.common import as_json, model_options, note, opened, print_json
+from unspoken.cli.common import as_json, model_options, note, opened, print_json, read_text
 from unspoken.cli.prove import results_option
 
 
@@ -108,6 +108,44 @@ def sequential(
         click.echo("Random weights: this tells about memory and time at real size, and nothing about quality.")
     same = "bit for bit the same" if found["same_logits"] else "not the same"
     click.echo(f"The receiver's logits for its first token are {same} as the sender's would have been.")
+    click.echo(f"Kept in {folder}")
+
+
+@bench.command()
+@click.option("--tokens", default=2048, show_default=True, type=click.IntRange(min=32), help="Tokens that are packed.")
+@click.option("--following", default=512, show_default=True, type=click.IntRange(min=1), help="Tokens predicted then.")
+@click.option("--text", help="Text file to read.  [default: the language reference that comes with Python]")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds of timing.")
+@model_options
+@results_option
+@as_json
+def codecs(
+    tokens: int,
+    following: int,
+    text: str | None,
+    repeats: int,
+    model: str,
+    engine: str,
+    loading: dict[str, Any],
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Bytes, error and speed of each way to pack a cache, on a real text."""
+    passage = None if text is None else read_text(text)
+    if engine == "llamacpp":
+        loading.setdefault("context", 256 * ((tokens + following) // 256 + 2))  # And the prompt.
+    loaded, gate = opened(model, engine, loading)
+    from unspoken.bench.codecs import measure, reference_text, table
+    from unspoken.bench.record import keep
+
+    found = measure(loaded, passage or reference_text(), tokens, following, repeats, note)
+    folder = keep("bench-codecs", found, loaded, gate, results)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console(width=120).print(table(found))
     click.echo(f"Kept in {folder}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from unspoken.cli.common import agent, as_json, human_bytes, model_options, opened, print_json, read_text
+from unspoken.cli.common import agent, as_json, human_bytes, model_options, opened, print_json, quick_start, read_text
 from unspoken.errors import StorageError
 
 
@@ -24,7 +24,9 @@ from unspoken.errors import StorageError
     "content columns are kept, position-free, to insert.",
 )
 @click.option(
-    "--wire", default=None, help="Element type in the file; by default bfloat16, or the model's own with --whole."
+    "--wire",
+    help="How keys and values lie in the file: float32, bfloat16, float16, int8, int4, q8_0 or q4_0; by default "
+    "bfloat16, or the model's own type with --whole.",
 )
 @click.option("--keep-tokens/--no-tokens", default=True, help="Keep the document's token ids beside its columns.")
 @model_options
@@ -46,23 +48,26 @@ def capture(
     text = read_text(document)
     if not out.parent.is_dir():
         raise StorageError(f"The folder {out.parent} does not exist.", "Make it first, or choose another --out.")
+    if wire is not None:
+        with quick_start():
+            from unspoken.cachefile import file_codec
+
+            file_codec(wire)  # A name that does not exist is told at once, not after the model has loaded.
     loaded, _ = opened(model, engine, loading)
     from unspoken.cachefile import write_cache
     from unspoken.channels.kv import content_columns
-    from unspoken.transforms.cast import Cast
 
     reading = agent(name, card, loaded).read(text)
     kept = reading.cache if whole else content_columns(reading.cache)
-    kept = Cast(wire or (loaded.dtype if whole else "bfloat16"))(kept)
     if not keep_tokens:
         kept = kept.without_tokens()
     began = time.perf_counter()
-    manifest = write_cache(kept, out)
+    manifest = write_cache(kept, out, wire or (loaded.dtype if whole else "bfloat16"))
     facts = {
         "file": str(out),
         "bytes": out.stat().st_size,
         "columns": kept.columns,
-        "dtype": kept.manifest.dtype,
+        "dtype": manifest.cache.dtype,
         "mode": "continue" if whole else "insert",
         "seconds_read": reading.seconds,
         "seconds_write": time.perf_counter() - began,
@@ -73,7 +78,7 @@ def capture(
         return
     size = human_bytes(out.stat().st_size)
     click.echo(
-        f"{out}: {kept.columns} columns of {kept.spec.name} as {kept.manifest.dtype}, {size}, "
+        f"{out}: {kept.columns} columns of {kept.spec.name} as {manifest.cache.dtype}, {size}, "
         f"read in {reading.seconds:.2f} s. Digest {manifest.digest[:16]}."
     )
     click.echo(f'Next: unspoken ask --cache {out} "your question"')

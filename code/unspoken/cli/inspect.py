@@ -7,7 +7,8 @@ import msgspec
 
 from unspoken.cachefile.header import peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
-from unspoken.manifest import Step
+from unspoken.layout import FLOATS
+from unspoken.manifest import Manifest, Step
 
 
 @click.command()
@@ -27,7 +28,7 @@ def inspect(file: str, as_json: bool) -> None:
         "made by": f"agent '{cache.sender or 'unknown'}' on {spec.name} ({spec.family}); names prove nothing",
         "weights": f"{spec.weights} (fingerprint)",
         "holds": f"{len(cache.layers)} layers of {', '.join(map(str, columns))} columns, "
-        f"{spec.kv_heads} heads of {spec.head_dim}, {cache.dtype}",
+        f"{spec.kv_heads} heads of {spec.head_dim}, {_stored(cache)}",
         "positions": "position-free, ready to insert"
         if cache.rope == "removed"
         else "at the sender's positions, ready to continue",
@@ -39,6 +40,14 @@ def inspect(file: str, as_json: bool) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {printable(value)}")
+
+
+def _stored(cache: Manifest) -> str:
+    """Return the element type, with what a packed cache takes when it is unpacked."""
+    if cache.dtype in FLOATS:
+        return cache.dtype
+    numbers = 2 * cache.spec.kv_heads * cache.spec.head_dim * sum(layer.columns for layer in cache.layers)
+    return f"packed as {cache.dtype} ({human_bytes(4 * numbers)} of float32 when unpacked)"
 
 
 def _told(step: Step) -> str:

@@ -56,21 +56,14 @@ def conduct(experiment: Experiment, results: Path, as_json: bool) -> None:
     """Run an experiment and show what came of it."""
     note(f"Loading {experiment.model} and checking its gate ...")
     with quick_start():
-        from unspoken.lab.arms import DONATED, build_arm, derangement
-        from unspoken.lab.runner import load_task
         from unspoken.lab.study import run_study
-    # What cannot be run is told before a model is loaded or a folder made.
-    for name in experiment.arms:
-        build_arm(name)
-    if DONATED & set(experiment.arms):
-        derangement({source.id: len(source.text) for source in load_task(experiment)[1]})
     with progress() as watch:
         study = run_study(experiment, results, watch)
     show_results(study.metrics, study.folder, as_json)
 
 
-def show_results(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Print a run's metrics as a table with its verdict, or as JSON."""
+def show_results(metrics: dict[str, Any], folder: Path | None, as_json: bool) -> None:
+    """Print a run's metrics as a table with its verdict and, if it has a folder, its report; or as JSON."""
     if as_json:
         print_json(metrics)
         return
@@ -83,7 +76,8 @@ def show_results(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
     console.print(terminal(metrics))
     for sentence in judge(metrics).sentences:
         console.print(sentence, highlight=False)
-    click.echo(f"\nReport: {folder / 'report.html'}")
+    if folder is not None:
+        click.echo(f"\nReport: {folder / 'report.html'}")
 
 
 @contextmanager

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from unspoken.cli.common import as_json
 from unspoken.cli.prove import show_results
+from unspoken.cli.run import show_sweep
 from unspoken.errors import UsageError
+
+if TYPE_CHECKING:
+    from unspoken.lab.study import Study
 
 
 @click.command()
@@ -18,6 +23,24 @@ from unspoken.errors import UsageError
 @as_json
 def report(folder: Path, as_json: bool) -> None:
     """Rebuild metrics.json and report.html of the run in FOLDER; the same samples give the same bytes."""
+    from unspoken.lab.sweeprun import close_sweep, open_sweep
+
+    sweep = open_sweep(folder)
+    if sweep is None:
+        study = rebuilt(folder)
+        show_results(study.metrics, study.folder, as_json)
+        return
+    for cell in sweep.sweep.cells:
+        rebuilt(sweep.cell(cell))
+    show_sweep(close_sweep(sweep), as_json)
+
+
+def rebuilt(folder: Path) -> Study:
+    """Compute metrics and report of a run from its folder and write them.
+
+    Raises:
+        UsageError: If there is no run in it, or it is damaged or unfinished.
+    """
     from unspoken.lab.record import open_finished
     from unspoken.lab.study import close_study
 
@@ -32,5 +55,4 @@ def report(folder: Path, as_json: bool) -> None:
         raise UsageError(
             f"The run in {folder} is unfinished: {len(together)} of its cells are there.", "Start it again; it goes on."
         )
-    study = close_study(opened, experiment, samples)
-    show_results(study.metrics, study.folder, as_json)
+    return close_study(opened, experiment, samples)

@@ -1,21 +1,62 @@
-"""`unspoken run`: an experiment from a YAML file."""
+"""`unspoken run`: an experiment, or a sweep of several, from a YAML file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from unspoken.cli.common import as_json
-from unspoken.cli.prove import conduct, results_option
+from unspoken.cli.common import as_json, note, print_json, quick_start
+from unspoken.cli.prove import conduct, progress, results_option, show_results
+from unspoken.errors import UsageError
+
+if TYPE_CHECKING:
+    from unspoken.lab.sweep import Sweep
+    from unspoken.lab.sweeprun import SweepStudy
 
 
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--cells", multiple=True, help="Run only the cells of a sweep with this in their name; may be repeated.")
 @results_option
 @as_json
-def run(experiment: Path, results: Path, as_json: bool) -> None:
-    """Run the EXPERIMENT of a YAML file (see experiments/); an unfinished run of it is gone on with."""
-    from unspoken.lab.experiment import load_experiment
+def run(experiment: Path, cells: tuple[str, ...], results: Path, as_json: bool) -> None:
+    """Run the EXPERIMENT of a YAML file (see experiments/); an unfinished run of it is gone on with.
 
-    conduct(load_experiment(experiment), results, as_json)
+    A file with `cells` is a sweep: several experiments in one run folder. Two processes may run it at the same time,
+    each with other cells.
+    """
+    from unspoken.lab.sweep import Sweep, load_plan
+
+    plan = load_plan(experiment)
+    if isinstance(plan, Sweep):
+        conduct_sweep(plan, results, cells, as_json)
+    elif cells:
+        raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --cells out.")
+    else:
+        conduct(plan, results, as_json)
+
+
+def conduct_sweep(sweep: Sweep, results: Path, wanted: tuple[str, ...], as_json: bool) -> None:
+    """Run cells of a sweep and show what came of it."""
+    note(f"Checking {len(sweep.matching(wanted))} cells ...")
+    with quick_start():
+        from unspoken.lab.sweeprun import run_sweep
+    with progress() as watch:
+        study = run_sweep(sweep, results, wanted, watch)
+    show_sweep(study, as_json)
+
+
+def show_sweep(study: SweepStudy, as_json: bool) -> None:
+    """Print the metrics of a sweep's finished cells as tables with their verdicts, or as JSON."""
+    if as_json:
+        print_json(study.metrics)
+    else:
+        for key, metrics in study.metrics["cells"].items():
+            click.echo(f"\n{key}\n")
+            show_results(metrics, None, as_json)
+    if study.unfinished:
+        click.echo(f"\nNot finished yet, or run by another process: {', '.join(study.unfinished)}", err=True)
+    elif not as_json:
+        click.echo(f"\nReport: {study.folder / 'report.html'}")

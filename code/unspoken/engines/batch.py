@@ -35,12 +35,14 @@ class Row:
         token_ids: Its tokens, at least one.
         options: Its options' tokens.
         start: The position of its first token.
+        lookahead: How many later tokens each of them sees in layers with gaps, see `unspoken.engines.protocol.Onset`.
     """
 
     past: range
     token_ids: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
     start: int
+    lookahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class Layout:
         allowed: `[new, past + new]`: whether a new token may attend to a column.
         last: For each turn, the index of its prompt's last token.
         option_columns: For each turn and option, the indices of the option's tokens that are read.
+        lenient: What is allowed instead in layers with gaps, where a turn looks ahead; None if none does.
     """
 
     token_ids: Int[Tensor, " new"]
     positions: Int[Tensor, " new"]
     allowed: Bool[Tensor, "new total"]
-    last: tuple[int, ...]
-    option_columns: tuple[tuple[tuple[int, ...], ...], ...]
+    last: tuple[int, ...] = ()
+    option_columns: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    lenient: Bool[Tensor, "new total"] | None = None
 
 
 def lay_out(rows: Sequence[Row], past_columns: int) -> Layout:
@@ -91,7 +95,21 @@ def lay_out(rows: Sequence[Row], past_columns: int) -> Layout:
             at = run.stop
         last.append(prompt.stop - 1)
         option_columns.append(tuple(columns))
-    return Layout(token_ids, positions, allowed, tuple(last), tuple(option_columns))
+    lenient = _lenient(rows, last, allowed, past_columns) if any(row.lookahead for row in rows) else None
+    return Layout(token_ids, positions, allowed, tuple(last), tuple(option_columns), lenient)
+
+
+def _lenient(
+    rows: Sequence[Row], last: Sequence[int], allowed: Bool[Tensor, "new total"], past_columns: int
+) -> Bool[Tensor, "new total"]:
+    """Return the mask in which prompts see ahead, options still do not."""
+    lenient = allowed.clone()
+    for row, end in zip(rows, last, strict=True):
+        size = len(row.token_ids)
+        run = slice(end + 1 - size, end + 1)
+        ahead = torch.ones(size, size).tril(row.lookahead).bool()
+        lenient[run, past_columns + run.start : past_columns + run.stop] = ahead
+    return lenient
 
 
 def additive(allowed: Bool[Tensor, "new total"], dtype: torch.dtype) -> Float[Tensor, "1 1 new total"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from unspoken.cache import KVCache
-from unspoken.engines.protocol import Limits, Prompt, Turn
+from unspoken.engines.protocol import PLAIN, Limits, Prompt, Turn
 from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
 from unspoken.manifest import require_compatible
 from unspoken.spec import ModelSpec
@@ -15,15 +15,56 @@ def require_injectable(cache: KVCache, spec: ModelSpec) -> None:
     """Refuse a cache that this model cannot go on from.
 
     Raises:
-        IncompatibleCache: If another model made it, RoPE is not applied, layers are missing or differ in columns.
+        IncompatibleCache: If another model made it, RoPE is not applied or layers are missing.
     """
     require_compatible(cache.spec, spec)
     info = cache.manifest
     complete = tuple(layer.index for layer in info.layers) == tuple(range(spec.layers))
-    if info.rope != "applied" or not complete or len({layer.columns for layer in info.layers}) != 1:
+    if info.rope != "applied" or not complete:
         raise IncompatibleCache(
             f"The cache has RoPE {info.rope} and {len(info.layers)} of {spec.layers} layers.",
-            "Apply RoPE and keep the same columns in every layer before injecting it.",
+            "Apply RoPE and keep every layer before injecting it; a layer may hold fewer columns.",
+        )
+
+
+def require_even(cache: KVCache, engine: str) -> None:
+    """Refuse a cache whose layers hold different numbers of columns, for an engine whose layers cannot.
+
+    Raises:
+        IncompatibleCache: If they differ.
+    """
+    counts = sorted({layer.columns for layer in cache.layers})
+    if len(counts) != 1:
+        raise IncompatibleCache(
+            f"The cache's layers hold {counts[0]} to {counts[-1]} columns; in '{engine}' all layers hold as many.",
+            "Use the transformers engine for it, or keep as many columns in every layer.",
+        )
+
+
+def require_alike(cache: KVCache, engine: str) -> None:
+    """Refuse a cache whose layers hold columns of different positions, for an engine that could not keep them apart.
+
+    Raises:
+        IncompatibleCache: If they differ.
+    """
+    first = cache.layers[0].positions
+    if any(layer.positions is not first and not layer.positions.equal(first) for layer in cache.layers):
+        raise IncompatibleCache(
+            f"The cache's layers hold columns of different positions; '{engine}' keeps one position for all layers.",
+            "Use the transformers engine for it, or keep the same columns in every layer.",
+        )
+
+
+def require_plain(turns: Sequence[Turn], engine: str) -> None:
+    """Refuse turns that are not read as the next tokens in causal order, for an engine that can do nothing else.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if any(turn.onset != PLAIN for turn in turns):
+        raise UsageError(
+            f"The engine '{engine}' cannot read a prompt at another position, past its causal mask or with a graft.",
+            "Use the transformers engine for this channel.",
         )
 
 
@@ -85,7 +126,7 @@ def option_tokens(
     options = tuple(encode(option) for option in turn.options)
     if any(not option for option in options):
         raise UsageError("An option is empty: it has no token.", "Give options with at least one word.")
-    first = first_position(turn.prompt, turn.past, None, spec)
+    first = first_position(turn.prompt, turn.past, turn.onset.position, spec)
     longest = max((len(option) for option in options), default=0)
     require_room(first, len(turn.prompt.token_ids) + max(limits.new_tokens, longest), spec)
     return options

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import chat
-from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
+from unspoken.engines.checks import (
+    first_position,
+    option_tokens,
+    require_alike,
+    require_injectable,
+    require_plain,
+    require_turns,
+)
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
 from unspoken.spec import ModelSpec, RopeSpec, fingerprint
@@ -134,6 +141,7 @@ class FakeEngine:
     def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
         """Answer each turn with a quote from what it can see, whatever the temperature."""
         require_turns(turns, limits)
+        require_plain(turns, self.name)
         made = tuple(self._answer(each, limits) for each in turns)
         for at, each in enumerate(made):
             if hear is not None and each.text:
@@ -188,6 +196,7 @@ class FakeEngine:
         """Return the position of a prompt's first token, or refuse the prompt or its past."""
         if past is not None:
             require_injectable(past, self._spec)
+            require_alike(past, self.name)
         return first_position(prompt, past, start, self._spec)
 
 

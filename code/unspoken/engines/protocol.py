@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -121,6 +121,40 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Graft:
+    """A residual that meets the last prompt token's own, on its way into a layer.
+
+    Attributes:
+        layer: The layer whose input is changed.
+        residual: What comes from outside.
+        how: `replace`, or the `sum` or `mean` of both.
+    """
+
+    layer: int
+    residual: Float[Tensor, " hidden"] = field(repr=False)
+    how: Literal["replace", "sum", "mean"] = "replace"
+
+
+@dataclass(frozen=True)
+class Onset:
+    """How a prompt is read on top of a cache, where that is not simply the next tokens in causal order.
+
+    Attributes:
+        position: Of the prompt's first token; None for the one after the cache.
+        graft: What is put into one of the prompt's residuals.
+        lookahead: In layers that hold fewer columns than others, how many later tokens of the prompt a token sees.
+            Always 0, but to reproduce a published fault (`unspoken.channels.layers`).
+    """
+
+    position: int | None = None
+    graft: Graft | None = None
+    lookahead: int = 0
+
+
+PLAIN = Onset()
+
+
+@dataclass(frozen=True)
 class Turn:
     """One thing to answer: a prompt to read on top of a cache.
 
@@ -128,11 +162,13 @@ class Turn:
         prompt: Tokens to read.
         past: The columns that stand before them, or None.
         options: Texts whose log-probability as the answer is wanted.
+        onset: How the prompt is read.
     """
 
     prompt: Prompt
     past: KVCache | None = None
     options: tuple[str, ...] = ()
+    onset: Onset = PLAIN
 
 
 @dataclass(frozen=True)

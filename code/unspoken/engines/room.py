@@ -21,17 +21,21 @@ from unspoken.cache import KVLayer
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Holds its own copy of the columns it starts from, and writes new ones behind them in place."""
 
-    def __init__(self, layers: Sequence[KVLayer], room: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, segments: Sequence[tuple[KVLayer, int]], room: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        kv_heads, _, head_dim = layers[0].keys.shape
-        columns = sum(layer.columns for layer in layers)
+        kv_heads, _, head_dim = segments[0][0].keys.shape
+        columns = sum(width for _, width in segments)
         shape = (1, kv_heads, columns + room, head_dim)
         self._room = (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
         at = 0
-        for layer in layers:
-            self._room[0][0, :, at : at + layer.columns] = layer.keys
-            self._room[1][0, :, at : at + layer.columns] = layer.values
-            at += layer.columns
+        for layer, width in segments:
+            held = at + layer.columns
+            self._room[0][0, :, at:held], self._room[1][0, :, at:held] = layer.keys, layer.values
+            at += width
+            for part in self._room:  # Columns this layer lacks are masked; what stands there must only be finite.
+                part[0, :, held:at] = 0
         self.dtype, self.device, self.is_initialized = dtype, device, True
         self._show(columns)
 
@@ -65,12 +69,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def roomy_cache(
-    layers: Sequence[Sequence[KVLayer]], room: int, device: torch.device, dtype: torch.dtype
+    layers: Sequence[Sequence[tuple[KVLayer, int]]], room: int, device: torch.device, dtype: torch.dtype
 ) -> DynamicCache:
     """Return transformers' cache with several segments side by side in each layer.
 
     Args:
-        layers: For each layer of the model, the segments' layers.
+        layers: For each layer of the model, the segments: their columns, and how many the longest layer of each has.
         room: Columns to be added without another copy.
         device: Where the model computes.
         dtype: What it computes in.

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import attention, chat
 from unspoken.engines.answers import Answers, heard_from
+from unspoken.engines.attention import Watch
 from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
-from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
+from unspoken.engines.checks import first_position, option_tokens, require_even, require_injectable, require_turns
 from unspoken.engines.describe import describe
+from unspoken.engines.pack import Pack, side_by_side
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
+from unspoken.engines.stack import Stack, Weights
 from unspoken.errors import ModelNotFound, UsageError
 from unspoken.spec import ModelSpec
 
@@ -34,7 +40,7 @@ class TransformersEngine:
     """A causal language model of transformers, with its tokenizer.
 
     Args:
-        model: The model, in evaluation mode, on one device.
+        model: The model, on one device; it is put into evaluation mode and given this package's attention function.
         tokenizer: Its tokenizer.
         name: For display; by default the model's own.
 
@@ -47,7 +53,10 @@ class TransformersEngine:
     def __init__(self, model: nn.Module, tokenizer: Any, name: str | None = None) -> None:
         import transformers
 
+        attention.register()
         self._model = cast(Any, model.eval())
+        # Only this function keeps layers with fewer columns apart, and can be watched.
+        self._model.set_attn_implementation(attention.NAME)
         self._tokenizer = tokenizer
         self._template = chat.rendered(tokenizer)
         self._spec = describe(model, tokenizer, self._template, name or str(self._model.config.name_or_path))
@@ -78,23 +87,58 @@ class TransformersEngine:
 
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
         """Read a prompt and return the cache of `past` and prompt together, kept on the CPU."""
-        inner, first = self._opened(prompt, past, start)
-        self._read(prompt, inner, past, first, keep_logits=1)
+        pack, first = self._opened(prompt, past, start)
+        self._read(prompt, pack, first, keep_logits=1)
         positions = torch.arange(first, first + len(prompt.token_ids), dtype=torch.int32)
-        if past is not None:
-            positions = torch.cat((past.positions, positions))
-        layers = [
-            KVLayer(index, layer.keys[0].contiguous().cpu(), layer.values[0].contiguous().cpu(), positions)
-            for index, layer in enumerate(inner.layers)
-        ]
-        return prefilled(layers, self._spec, prompt, past, self.name)
+        return prefilled(pack.read(past, positions), self._spec, prompt, past, self.name)
 
     def logits(
-        self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None
+        self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None, lookahead: int = 0
     ) -> Float[Tensor, "seq vocab"]:
-        """Return the float32 logits at every token of a prompt read on top of `past`."""
-        inner, first = self._opened(prompt, past, start)
-        return self._read(prompt, inner, past, first, keep_logits=0)
+        """Return the float32 logits at every token of a prompt read on top of `past`.
+
+        Args:
+            prompt: Tokens to read.
+            past: The columns before them.
+            start: Position of the first token.
+            lookahead: See `unspoken.engines.protocol.Onset`; for prompts of up to 512 tokens.
+        """
+        pack, first = self._opened(prompt, past, start)
+        return self._read(prompt, pack, first, keep_logits=0, lookahead=lookahead)
+
+    def attention(self, prompt: Prompt, past: KVCache, probes: int) -> tuple[Float[Tensor, "heads probes past"], ...]:
+        """Return, layer by layer, how much the last tokens of a prompt attend to the columns before it."""
+        require_even(past, "transformers")
+        watch = Weights(probes, past.columns)
+        pack, first = self._opened(prompt, past, None)
+        self._read(prompt, pack, first, keep_logits=1, watch=watch)
+        return tuple(watch.by_layer[index] for index in range(self._spec.layers))
+
+    def embed(self, token_ids: Sequence[int]) -> Float[Tensor, "new hidden"]:
+        """Return what enters the first layer for some tokens."""
+        return self._stack.embed(token_ids)
+
+    def embeddings(self) -> Float[Tensor, "vocab hidden"]:
+        """Return the whole table of input embeddings, not a copy."""
+        return cast(Tensor, self._stack.base.embed_tokens.weight)
+
+    def unembeddings(self) -> Float[Tensor, "vocab hidden"]:
+        """Return the matrix that makes logits, not a copy."""
+        return cast(Tensor, self._stack.head.weight)
+
+    def through(
+        self,
+        residuals: Float[Tensor, "new hidden"],
+        layers: Sequence[KVLayer],
+        at: Int[Tensor, " new"],
+        positions: Int[Tensor, " new"],
+    ) -> tuple[Float[Tensor, "new hidden"], list[KVLayer]]:
+        """Run residuals through some neighbouring layers, which write their columns while they go."""
+        return self._stack.through(residuals, layers, at, positions)
+
+    def finish(self, residuals: Float[Tensor, "new hidden"]) -> Float[Tensor, "new hidden"]:
+        """Return what leaves the last layer as it enters the head: after the final norm."""
+        return self._stack.finish(residuals)
 
     def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
         """Answer several turns in packs of at most `PACK`; each sees only its own past and prompt."""
@@ -105,6 +149,12 @@ class TransformersEngine:
             for made in self._generate_pack(turns[at : at + PACK], limits, heard_from(hear, at))
         )
 
+    def changed(self, change: Callable[[nn.Module], None], name: str) -> TransformersEngine:
+        """Return an engine on a copy of the model that `change` has altered; it takes as much memory again."""
+        model: nn.Module = copy.deepcopy(self._model)
+        change(model)
+        return TransformersEngine(model, self._tokenizer, name)
+
     def close(self) -> None:
         """Give the weights back; what memory they had is free once nothing else refers to them."""
         self._model = None
@@ -113,11 +163,13 @@ class TransformersEngine:
     def _generate_pack(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None) -> list[Generation]:
         began = time.perf_counter()
         room = sum(len(turn.prompt.token_ids) + ROOM_PER_TURN + limits.new_tokens for turn in turns)
-        inner, ranges = self._inner([turn.past for turn in turns], room)
-        rows = [self._row(turn, where, limits) for turn, where in zip(turns, ranges, strict=True)]
-        layout = lay_out(rows, max((where.stop for where in ranges), default=0))
+        pack = self._pack([turn.past for turn in turns], room)
+        rows = [self._row(turn, where, limits) for turn, where in zip(turns, pack.ranges, strict=True)]
+        layout = lay_out(rows, pack.columns)
         reads = [*layout.last, *(at for options in layout.option_columns for option in options for at in option)]
-        logits = self._forward(inner, layout.token_ids, layout.positions, layout.allowed, keep=torch.tensor(reads))
+        grafts = {at: turn.onset.graft for at, turn in zip(layout.last, turns, strict=True) if turn.onset.graft}
+        with self._stack.grafted(grafts) if grafts else nullcontext():
+            logits = self._forward(pack, layout, keep=torch.tensor(reads))
         logprobs, line = logits.log_softmax(dim=-1), {at: number for number, at in enumerate(reads)}
         first = [logprobs[line[at]] for at in layout.last]
         first_token = time.perf_counter()
@@ -128,13 +180,13 @@ class TransformersEngine:
             )
             for i, row in enumerate(rows)
         ]
-        answers = Answers(len(rows), limits, self._end_tokens(), self.decode, hear)
-        self._go_on(inner, layout, rows, first, answers)
+        answers = Answers(len(rows), limits, self.ends, self.decode, hear)
+        self._go_on(pack, layout, rows, first, answers)
         seconds = first_token - began, time.perf_counter() - began
         return answers.generations([row.token_ids for row in rows], first, scores, seconds)
 
     def _go_on(
-        self, inner: Any, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], answers: Answers
+        self, pack: Pack, layout: Layout, rows: Sequence[Row], first: Sequence[Tensor], answers: Answers
     ) -> None:
         """Make the answers token by token, all that are going in one step."""
         visible, step = layout.allowed[list(layout.last)], 0
@@ -149,73 +201,66 @@ class TransformersEngine:
             visible = torch.cat((visible, fresh), dim=1)
             positions = torch.tensor([rows[i].start + len(rows[i].token_ids) + step for i in going])
             ids = torch.tensor([taken[i] for i in going])
-            made = self._forward(inner, ids, positions, visible[going], keep=0)
+            made = self._forward(pack, Layout(ids, positions, visible[going]), keep=0)
             logits, step = dict(zip(going, made, strict=True)), step + 1
 
     def _row(self, turn: Turn, past: range, limits: Limits) -> Row:
-        options = option_tokens(turn, limits, self._spec, self.encode)
-        return Row(past, turn.prompt.token_ids, options, first_position(turn.prompt, turn.past, None, self._spec))
+        options, onset = option_tokens(turn, limits, self._spec, self.encode), turn.onset
+        start = first_position(turn.prompt, turn.past, onset.position, self._spec)
+        return Row(past, turn.prompt.token_ids, options, start, onset.lookahead)
 
-    def _opened(self, prompt: Prompt, past: KVCache | None, start: int | None) -> tuple[Any, int]:
-        return self._inner([past], len(prompt.token_ids))[0], first_position(prompt, past, start, self._spec)
+    def _opened(self, prompt: Prompt, past: KVCache | None, start: int | None) -> tuple[Pack, int]:
+        return self._pack([past], len(prompt.token_ids)), first_position(prompt, past, start, self._spec)
 
     @torch.inference_mode()
     def _read(
-        self, prompt: Prompt, inner: Any, past: KVCache | None, first: int, keep_logits: int
+        self,
+        prompt: Prompt,
+        pack: Pack,
+        first: int,
+        keep_logits: int,
+        lookahead: int = 0,
+        watch: Watch | None = None,
     ) -> Float[Tensor, "seq vocab"]:
-        ids = prompt.token_ids
-        before = 0 if past is None else past.columns
-        kept = []
+        ids, kept = prompt.token_ids, []
         for at in range(0, len(ids), CHUNK):
-            layout = lay_out([Row(range(before + at), ids[at : at + CHUNK], (), first + at)], before + at)
-            kept.append(self._forward(inner, layout.token_ids, layout.positions, layout.allowed, keep=keep_logits))
+            before = pack.columns + at
+            layout = lay_out([Row(range(before), ids[at : at + CHUNK], (), first + at, lookahead)], before)
+            kept.append(self._forward(pack, layout, keep_logits, watch))
         return torch.cat(kept) if keep_logits == 0 else kept[-1]
 
     def _forward(
-        self,
-        inner: Any,
-        token_ids: Int[Tensor, " new"],
-        positions: Int[Tensor, " new"],
-        allowed: Bool[Tensor, "new total"],
-        keep: int | Int[Tensor, " kept"],
+        self, pack: Pack, layout: Layout, keep: int | Int[Tensor, " kept"], watch: Watch | None = None
     ) -> Float[Tensor, "kept vocab"]:
         """Return float32 logits at the last `keep` tokens (0: all of them), or at the tokens it lists."""
         logits: Tensor = self._model(
-            input_ids=token_ids[None].to(self._device),
-            position_ids=positions[None].to(self._device),
-            attention_mask=additive(allowed, self._dtype).to(self._device),
-            past_key_values=inner,
+            input_ids=layout.token_ids[None].to(self._device),
+            position_ids=layout.positions[None].to(self._device),
+            attention_mask=additive(layout.allowed, self._dtype).to(self._device),
+            past_key_values=pack.inner,
             use_cache=True,
             logits_to_keep=keep,
+            gaps=None if pack.absent is None else attention.Gaps(pack.absent, layout.lenient),
+            watch=watch,
         ).logits
         return logits[0].to("cpu", torch.float32)
 
-    def _end_tokens(self) -> set[int]:
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
         configured = getattr(self._model.generation_config, "eos_token_id", None)
         many = configured if isinstance(configured, list) else [configured]
-        return {int(token) for token in (*many, self._tokenizer.eos_token_id) if token is not None}
+        return frozenset(int(token) for token in (*many, self._tokenizer.eos_token_id) if token is not None)
 
-    def _inner(self, pasts: Sequence[KVCache | None], room: int) -> tuple[Any, list[range]]:
-        """Build transformers' cache with the distinct pasts side by side, and say which columns are whose.
-
-        They are copied once, with room for as many more columns as will be needed.
-        """
-        from transformers import DynamicCache
-
-        from unspoken.engines.room import roomy_cache
-
-        ranges: dict[int, range] = {id(None): range(0)}
-        distinct: list[KVCache] = []
+    def _pack(self, pasts: Sequence[KVCache | None], room: int) -> Pack:
         for past in pasts:
-            if past is not None and id(past) not in ranges:
+            if past is not None:
                 require_injectable(past, self._spec)
-                begin = sum(each.columns for each in distinct)
-                ranges[id(past)] = range(begin, begin + past.columns)
-                distinct.append(past)
-        if not distinct:
-            return DynamicCache(), [range(0) for _ in pasts]
-        layers = [[past.layers[index] for past in distinct] for index in range(self._spec.layers)]
-        return roomy_cache(layers, room, self._device, self._dtype), [ranges[id(past)] for past in pasts]
+        return side_by_side(pasts, self._spec.layers, room, self._device, self._dtype)
+
+    @cached_property
+    def _stack(self) -> Stack:
+        return Stack(self._model)
 
 
 def load(source: Source, loading: Loading) -> TransformersEngine:
@@ -240,13 +285,10 @@ def load(source: Source, loading: Loading) -> TransformersEngine:
         raise UsageError(f"There is no element type '{dtype}'.", f"Choose one of {', '.join(DTYPES)}.")
     folder, name = source.folder()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    attention.register()
     try:
         config = AutoConfig.from_pretrained(folder)
         refuse_unsupported(config)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], attn_implementation=attention.NAME
-        )
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelNotFound(

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from unspoken.channels.kv import inserted
-from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Request, build_channel, once_per_reading
+from unspoken.cache import KVCache
+from unspoken.channels.kv import WIRE, inserted
+from unspoken.channels.names import build_channel
+from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readings, Request, once_per_source
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
-from unspoken.transforms.cast import Cast
+from unspoken.transforms.codecs import codec_named
 from unspoken.transforms.controls import Displace, Noise, Zero
 
 CONTROLS = Registry(
@@ -33,7 +35,6 @@ DEFAULT_ARMS = (
 )  # fmt: skip
 # Arms that need another source's columns.
 DONATED = {"kv-deranged"}
-WIRE = Cast("bfloat16")
 DISPLACED_BY = 1024
 NEUTRAL = (
     "This page was left blank on purpose. It has no message for anybody, and nothing on it needs to be kept. "
@@ -73,9 +74,12 @@ class Deranged:
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
         """Insert the donor's columns, handled exactly as the `kv` arm handles the right ones."""
-        return once_per_reading(
-            requests, lambda readings: [inserted("kv-deranged", donor(each), receiver, WIRE) for each in readings]
-        )
+        codec = codec_named(WIRE)
+
+        def swapped(readings: Readings) -> Delivery:
+            return inserted("kv-deranged", tuple(donor(each) for each in readings), receiver, codec)
+
+        return once_per_source(requests, lambda sources: [swapped(readings) for readings in sources])
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Zeroed:
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
         """Insert zeros."""
-        return _controlled("kv-zero", requests, receiver, on_wire=lambda _: Zero())
+        return _controlled("kv-zero", requests, receiver, change=lambda _: Zero())
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Randomised:
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
         """Insert noise, the same for the same source."""
-        return _controlled("kv-random", requests, receiver, on_wire=lambda reading: Noise(_seed(reading)))
+        return _controlled("kv-random", requests, receiver, change=lambda reading: Noise(_seed(reading)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Shifted:
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
         """Insert the right columns, displaced."""
-        return _controlled("kv-shifted", requests, receiver, in_place=lambda _: Displace(DISPLACED_BY))
+        return _controlled("kv-shifted", requests, receiver, in_place=Displace(DISPLACED_BY))
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,12 @@ class SelfMade:
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
         """Let the receiver read a text that says nothing."""
-        return once_per_reading(requests, lambda readings: [self._made(each, receiver) for each in readings])
+        return once_per_source(requests, lambda sources: [self._made(readings, receiver) for readings in sources])
 
-    def _made(self, reading: Reading, receiver: Party) -> Delivery:
+    def _made(self, readings: Readings, receiver: Party) -> Delivery:
         from unspoken.channels.text import read_tokens
 
-        columns = reading.cache.span("content").columns
+        columns = sum(reading.cache.span("content").columns for reading in readings)
         neutral = receiver.engine.encode(NEUTRAL)
         repeated = (neutral * (columns // len(neutral) + 1))[:columns]
         return read_tokens(receiver, Prompt((Piece("content", repeated),)), "kv-self", {}, message="", lossy=True)
@@ -163,18 +167,18 @@ def _controlled(
     name: str,
     requests: Sequence[Request],
     receiver: Party,
-    on_wire: Callable[[Reading], Transform] | None = None,
-    in_place: Callable[[Reading], Transform] | None = None,
+    change: Callable[[Reading], Transform] | None = None,
+    in_place: Transform | None = None,
 ) -> tuple[Delivery, ...]:
-    def one(reading: Reading) -> Delivery:
-        changed: Transform = WIRE if on_wire is None else _chain(WIRE, on_wire(reading))
-        return inserted(name, reading, receiver, changed, None if in_place is None else in_place(reading))
+    """Insert the right columns changed, before they travel or once they are in place."""
+    codec = codec_named(WIRE)
 
-    return once_per_reading(requests, lambda readings: [one(reading) for reading in readings])
+    def changed(reading: Reading, segment: KVCache) -> KVCache:
+        return segment if change is None else change(reading)(segment)
 
-
-def _chain(first: Transform, second: Transform) -> Transform:
-    return lambda cache: second(first(cache))
+    return once_per_source(
+        requests, lambda sources: [inserted(name, each, receiver, codec, changed, in_place) for each in sources]
+    )
 
 
 def _seed(reading: Reading) -> int:

@@ -17,12 +17,27 @@ PILOT_ITEMS, FULL_ITEMS = 48, 624
 POWERED_ITEMS = 620
 
 
+class LowRank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the senders' weights differ from the receiver's, see `unspoken.engines.tuned.low_rank_copy`.
+
+    Attributes:
+        size: Of the change, against the weights.
+        rank: Of the change.
+        seed: Of the random matrices.
+    """
+
+    size: float
+    rank: int = 8
+    seed: int = 0
+
+
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is run: task, arms, model, and everything that changes a result.
 
     Attributes:
         name: Folder of the results.
-        task: Registered task.
+        task: Registered task with its options: `private-facts`, `split-evidence@4`.
+        data: The file a task asks from, for those that do; relative to the current directory.
         items: Questions asked in every arm.
         seed: Of the task's draw and of the bootstrap.
         arms: Registered controls and channels with options.
@@ -30,7 +45,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engine: Registered engine.
         dtype, device, kv_type, context, gpu_layers, threads: How it is opened, see
             `unspoken.engines.protocol.Loading`; None is the engine's choice.
-        sender: Name of the agent that reads.
+        sender: Name of the agent that reads, or of the first where several do.
+        further_senders: Names of the others, where a source has several parts; as many are used as it takes.
+        sender_change: Makes the senders run on a fine-tune of the model, as it were; None for the model itself.
         receiver: Name of the agent that answers.
         answer_tokens: Most tokens of an answer.
         timed_items: Items run once more one by one, alone, for the time columns.
@@ -39,6 +56,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str = "prove"
     task: str = "private-facts"
+    data: str | None = None
     items: int = PILOT_ITEMS
     seed: int = 20261123
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -51,6 +69,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpu_layers: int | None = None
     threads: int | None = None
     sender: str = "lyra"
+    further_senders: tuple[str, ...] = ("cc", "sender-3", "sender-4")
+    sender_change: LowRank | None = None
     receiver: str = "vera"
     answer_tokens: int = 6
     timed_items: int = 2
@@ -73,6 +93,11 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def loading(self) -> Loading:
         """How the model is opened."""
         return Loading(**{each.name: getattr(self, each.name) for each in fields(Loading)})
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The names of those that can read parts of a source, in order; each once."""
+        return tuple(dict.fromkeys((self.sender, *self.further_senders)))
 
     @property
     def pilot(self) -> bool:

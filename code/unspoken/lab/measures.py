@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +35,23 @@ def f1(answer: str, gold: str) -> float:
     left, right = normalised(answer).split(), normalised(gold).split()
     shared = sum((Counter(left) & Counter(right)).values())
     return 2 * shared / (len(left) + len(right)) if shared else 0.0
+
+
+class Judged(NamedTuple):
+    """A generated answer against every right one, each figure that of the closest."""
+
+    exact: bool
+    contained: bool
+    f1: float
+
+
+def judged(answer: str, golds: Sequence[str]) -> Judged:
+    """Return how near an answer comes to the right ones: the best over them, as SQuAD's script takes it."""
+    return Judged(
+        any(exact_match(answer, gold) for gold in golds),
+        any(contained(answer, gold) for gold in golds),
+        max(f1(answer, gold) for gold in golds),
+    )
 
 
 def chosen(option_logprobs: tuple[float, ...]) -> int:

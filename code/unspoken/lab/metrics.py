@@ -10,6 +10,7 @@ import numpy as np
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
+from unspoken.lab.tables import family
 
 EQUAL_MARGIN = 0.05
 # The founding claim: 8 to 10 % more accuracy and twice the speed of text.
@@ -33,19 +34,35 @@ class Table:
         """Right or wrong per item; an item with no answer is wrong."""
         return [sample.correct for sample in self.rows[arm]]
 
+    def score(self, arm: str) -> list[float]:
+        """What the task is judged by, 0 to 1, per item; an item with no answer has 0."""
+        return [sample.judged for sample in self.rows[arm]]
+
     def difference(self, left: str, right: str, level: float = 0.95) -> Interval:
-        """Return the paired difference in accuracy of two arms, with its interval."""
-        values = [float(a) - float(b) for a, b in zip(self.correct(left), self.correct(right), strict=True)]
+        """Return the paired difference in score of two arms, with its interval."""
+        values = [a - b for a, b in zip(self.score(left), self.score(right), strict=True)]
         return self.bootstrap.interval(values, level)
+
+    def share(self, arm: str, floor: str, ceiling: str) -> Interval:
+        """Return which share of the way from one arm's score to another's an arm covers; undefined if there is none.
+
+        The ratio is formed within each resample, since its parts are correlated.
+        """
+        points = [float(np.mean(self.score(each))) for each in (arm, floor, ceiling)]
+        means = [self.bootstrap.means(self.score(each)) for each in (arm, floor, ceiling)]
+        distance = points[2] - points[1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            resampled = (means[0] - means[1]) / (means[2] - means[1])
+        return spread((points[0] - points[1]) / distance if distance else float("nan"), resampled)
 
 
 def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str, Any]) -> dict[str, Any]:
     """Return every figure of a run; the same samples give the same figures."""
     table = Table(samples, experiment.arms, experiment.seed)
-    known = set(experiment.arms)
-    others = [arm for arm in experiment.arms if arm != "kv"] if "kv" in known else []
+    others = [arm for arm in experiment.arms if arm != "kv"] if "kv" in experiment.arms else []
     compared = {arm: mcnemar(table.correct("kv"), table.correct(arm)) for arm in others}
-    result: dict[str, Any] = {
+    task = env.get("task")
+    return {
         "experiment": experiment.name,
         "pilot": len(table.items) < POWERED_ITEMS,
         "items": len(table.items),
@@ -53,26 +70,41 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         "model": env.get("model", experiment.model),
         "engine": experiment.engine,
         "gate": env.get("gate"),
-        "task": env.get("task"),
+        "task": task,
+        "measure": (task or {}).get("measure", "options"),
         "arms": {arm: _arm(table, arm) for arm in experiment.arms},
         "pgr": _pgr(table, experiment.arms),
         "against_kv": {
             arm: {**_interval(table.difference("kv", arm)), "p": compared[arm], "p_holm": adjusted}
             for arm, adjusted in holm(compared).items()
         },
+        **_effects(table, experiment.arms, compared),
+        "claims": {arm: _claim(table, arm) for arm in experiment.arms if arm.startswith("text") and others},
+        "alone_agrees": _agreement(table),
     }
+
+
+def _effects(table: Table, arms: Sequence[str], compared: Mapping[str, float]) -> dict[str, Any]:
+    """Return the differences between arms that were run; a block whose arms were not is absent."""
+    known, result = set(arms), dict[str, Any]()
     if {"kv", "kv-deranged"} <= known:
         result["content_gain"] = {**_interval(table.difference("kv", "kv-deranged")), "p": compared["kv-deranged"]}
     if {"none", "kv-deranged"} <= known:
         result["presence_effect"] = _interval(table.difference("kv-deranged", "none"))
+    if "kv-deranged" in known:
+        result["gain"] = {arm: _gain(table, arm, "kv" in known) for arm in arms if family(arm) == "content"}
     if "none" in known:
-        controls = [arm for arm in experiment.arms if arm.startswith("kv-") and arm != "kv-continue"]
+        controls = [arm for arm in arms if family(arm) == "control" and arm != "none"]
         result["controls_equal_none"] = {arm: _equivalence(table, arm, "none") for arm in controls}
     if {"kv", "full-text"} <= known:
         result["kv_equals_full_text"] = _equivalence(table, "kv", "full-text")
-    result["claims"] = {arm: _claim(table, arm) for arm in experiment.arms if arm.startswith("text") and "kv" in known}
-    result["alone_agrees"] = _agreement(table)
     return result
+
+
+def _gain(table: Table, arm: str, with_kv: bool) -> dict[str, Any]:
+    """Content gain of one cache arm: its score less that of another text's whole cache, and its share of kv's."""
+    share = {"share_of_kv_gain": _interval(table.share(arm, "kv-deranged", "kv"))} if with_kv else {}
+    return {**_interval(table.difference(arm, "kv-deranged")), **share}
 
 
 def _arm(table: Table, arm: str) -> dict[str, Any]:
@@ -89,6 +121,7 @@ def _arm(table: Table, arm: str) -> dict[str, Any]:
         "accuracy": accuracy.mean,
         "low": accuracy.low,
         "high": accuracy.high,
+        "score": _interval(table.bootstrap.interval(table.score(arm))),
         "exact": _mean([float(sample.exact) for sample in rows]),
         "f1": _mean([sample.f1 for sample in rows]),
         "contained": _mean([float(sample.contained) for sample in rows]),
@@ -97,6 +130,7 @@ def _arm(table: Table, arm: str) -> dict[str, Any]:
         "bytes": _mean([float(sample.bytes_moved) for sample in answered]),
         "tokens_prefilled": _mean([float(sample.tokens_prefilled) for sample in answered]),
         "tokens_skipped": _mean([float(sample.tokens_skipped) for sample in answered]),
+        "recomputed": _mean([sample.recomputed for sample in answered]),
         "seconds": seconds,
         "seconds_total": seconds["total"],
         "seconds_first_token": None if not timed else _mean([_until_first_token(sample) for sample in timed]),
@@ -109,16 +143,7 @@ def _pgr(table: Table, arms: Sequence[str]) -> dict[str, Any]:
     """Share of the distance from `none` to `full-text` that an arm covers; undefined where there is none."""
     if not {"none", "full-text"} <= set(arms):
         return {}
-    means = {arm: table.bootstrap.means([float(each) for each in table.correct(arm)]) for arm in arms}
-    point = {arm: float(np.mean(table.correct(arm))) for arm in arms}
-    found = {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for arm in arms:
-            resampled = (means[arm] - means["none"]) / (means["full-text"] - means["none"])
-            distance = point["full-text"] - point["none"]
-            mean = (point[arm] - point["none"]) / distance if distance else float("nan")
-            found[arm] = _interval(spread(mean, resampled))
-    return found
+    return {arm: _interval(table.share(arm, "none", "full-text")) for arm in arms}
 
 
 def _equivalence(table: Table, left: str, right: str) -> dict[str, Any]:

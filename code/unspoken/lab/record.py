@@ -43,11 +43,12 @@ class Sample(msgspec.Struct, frozen=True):
         arm: The arm's name.
         alone: Whether it was run by itself, for its time; such samples count in no accuracy.
         question, gold, answer: Texts.
-        correct: Whether the gold option was the most probable.
-        exact, contained, f1: The generated answer against the gold one.
+        correct: Whether the gold option was the most probable or, without options, the answer contains a right one.
+        exact, contained, f1: The generated answer against the right one it comes closest to.
+        score: What the task is judged by, 0 to 1; None, in old runs, is 1 for right and 0 for wrong.
         gold_logprob: Log-probability of the gold option.
         kl: KL from full-text's next-token distribution to this arm's, in nats.
-        bytes_moved, tokens_prefilled, tokens_skipped: Of the delivery.
+        bytes_moved, tokens_prefilled, tokens_skipped, recomputed: Of the delivery.
         seconds: By stage.
         message: The text that was sent, if text was.
         error: Why there is no answer, if there is none; the item then counts as wrong.
@@ -64,14 +65,21 @@ class Sample(msgspec.Struct, frozen=True):
     exact: bool = False
     contained: bool = False
     f1: float = 0.0
+    score: float | None = None
     gold_logprob: float | None = None
     kl: float | None = None
     bytes_moved: int = 0
     tokens_prefilled: int = 0
     tokens_skipped: int = 0
+    recomputed: float = 0.0
     seconds: dict[str, float] = {}
     message: str | None = None
     error: str | None = None
+
+    @property
+    def judged(self) -> float:
+        """What the task is judged by, 0 to 1."""
+        return float(self.correct) if self.score is None else self.score
 
     @property
     def cell(self) -> tuple[str, str, bool]:
@@ -100,19 +108,16 @@ class RunFolder:
         """
         short = fingerprint(json.dumps([msgspec.to_builtins(experiment), identity], sort_keys=True))[:8]
         parent = results / experiment.name
-        try:
+        with writable(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            unfinished = [each for each in sorted(parent.glob(f"*-{short}")) if not (each / "metrics.json").exists()]
-            folder = RunFolder(unfinished[-1] if unfinished else _new_folder(parent, short))
-            _write(folder.path / "config.yaml", msgspec.yaml.encode(experiment))
-            earlier = folder.env().get("starts", []) if (folder.path / "env.json").exists() else []
-            starts = [*earlier, {"utc": f"{_utc():%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
-            _write_json(folder.path / "env.json", {"run": folder.path.name, **env, "starts": starts})
-        except OSError as error:
-            raise StorageError(
-                f"The results folder {parent} cannot be written: {error.strerror}.", "Choose another with --results."
-            ) from error
-        return folder
+            return RunFolder.start(unfinished(parent, short) or new_folder(parent, short), experiment, env)
+
+    @staticmethod
+    def start(path: Path, experiment: Experiment, env: Mapping[str, Any]) -> RunFolder:
+        """Return the run folder at an existing path, with one start more on record."""
+        write(path / "config.yaml", msgspec.yaml.encode(experiment))
+        write_env(path, env)
+        return RunFolder(path)
 
     def env(self) -> dict[str, Any]:
         """Return what was recorded about machine and start."""
@@ -137,7 +142,7 @@ class RunFolder:
         data = loose.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
-            _write(loose, whole)
+            write(loose, whole)
         return _decoded(whole.splitlines())
 
     def append(self, samples: Iterable[Sample]) -> None:
@@ -147,7 +152,7 @@ class RunFolder:
             StorageError: If there is no room, say; what was there before stays.
         """
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
-        with self._writable(), open(self.path / "samples.jsonl", "ab") as file:
+        with writable(self.path), open(self.path / "samples.jsonl", "ab") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -159,21 +164,40 @@ class RunFolder:
             StorageError: If they cannot be written; the run can then be gone on with.
         """
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
-        with self._writable():
-            _write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
-            _write(self.path / "report.html", report.encode())
-            _write_json(self.path / "metrics.json", metrics)
+        with writable(self.path):
+            write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
+            write(self.path / "report.html", report.encode())
+            write_json(self.path / "metrics.json", metrics)
             (self.path / "samples.jsonl").unlink(missing_ok=True)
 
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"The run folder {self.path} cannot be written: {error.strerror}.",
-                "Make room, or start it again with another --results; it goes on where it was.",
-            ) from error
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Turn a failure to write into an error that says what to do.
+
+    Raises:
+        StorageError: If something cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} cannot be written: {error.strerror}.",
+            "Make room, or choose another with --results; started again, a run goes on where it was.",
+        ) from error
+
+
+def write_env(path: Path, env: Mapping[str, Any]) -> None:
+    """Record machine, versions and one start more of the run in a folder."""
+    earlier = RunFolder(path).env().get("starts", []) if (path / "env.json").exists() else []
+    starts = [*earlier, {"utc": f"{_utc():%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
+    write_json(path / "env.json", {"run": path.name, **env, "starts": starts})
+
+
+def unfinished(parent: Path, short: str) -> Path | None:
+    """Return the newest unfinished run with a short id, if there is one."""
+    found = [each for each in sorted(parent.glob(f"*-{short}")) if not (each / "metrics.json").exists()]
+    return found[-1] if found else None
 
 
 def open_finished(path: Path) -> RunFolder:
@@ -255,7 +279,7 @@ def _decoded(lines: Iterable[bytes]) -> list[Sample]:
     return [msgspec.json.decode(line, type=Sample) for line in lines]
 
 
-def _new_folder(parent: Path, short: str) -> Path:
+def new_folder(parent: Path, short: str) -> Path:
     """Make a folder named for this second, or for the next that is free: a run folder is never used twice."""
     at = _utc()
     while (path := parent / f"{at:%Y%m%dT%H%M%SZ}-{short}").exists():
@@ -268,11 +292,12 @@ def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write(path, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Replace a file as a whole: a kill leaves the old one or the new one."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)

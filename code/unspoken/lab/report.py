@@ -10,9 +10,11 @@ import msgspec
 
 from unspoken.lab import figures
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
+from unspoken.lab.frontier import frontier, has_frontier
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import DRAWS
-from unspoken.lab.tables import COLUMNS, ordered, rows, size
+from unspoken.lab.sweep import Sweep
+from unspoken.lab.tables import COLUMNS, FRONTIER, GAINS, ordered, rows, size
 from unspoken.lab.verdict import claims, judge
 
 EXAMPLES = 3
@@ -50,7 +52,6 @@ def render(
         metrics: What `compute` made of them.
         env: What was recorded about machine and start.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     # The figures are this package's own; everything else is escaped.
@@ -58,15 +59,15 @@ def render(
         "accuracy": Markup(figures.accuracy(metrics)),  # noqa: S704
         "bytes": Markup(figures.bytes_against_accuracy(metrics)),  # noqa: S704
         "seconds": Markup(figures.seconds_by_stage(metrics) or ""),  # noqa: S704
+        "frontier": Markup(frontier({experiment.task: metrics}) if has_frontier(metrics) else ""),  # noqa: S704
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("unspoken.lab").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return _page(
+        "report.html.j2",
         experiment=experiment,
         metrics=metrics,
         verdict=judge(metrics),
         figures=drawn,
-        columns=COLUMNS,
+        columns=COLUMNS + (GAINS if metrics.get("gain") else ()),
         rows=rows(metrics),
         claims=claims(metrics),
         examples=examples(samples, tuple(metrics["arms"])),
@@ -75,6 +76,42 @@ def render(
         powered=POWERED_ITEMS,
         draws=DRAWS,
     )
+
+
+def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any]) -> str:
+    """Return the page of a sweep, with all cells side by side and links to their reports.
+
+    Args:
+        sweep: As it was run.
+        metrics: What its `metrics.json` holds.
+        env: What was recorded about machine and starts.
+    """
+    from markupsafe import Markup
+
+    cells = metrics["cells"]
+    drawn = {key: of for key, of in cells.items() if has_frontier(of)}
+    starts = [f"{each['utc']}  {each['command']}" for each in env.get("starts", [])]
+    return _page(
+        "sweep.html.j2",
+        sweep=sweep,
+        figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
+        columns=FRONTIER,
+        cells=[(cell, cells[cell.key], judge(cells[cell.key]), rows(cells[cell.key])) for cell in sweep.cells],
+        record=(("run", tuple(_flat({"id": env.get("run"), "started": starts}))),),
+    )
+
+
+def _page(template: str, **values: Any) -> str:
+    """Return one of this package's templates, filled in; what is not marked as safe is escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def read(name: str) -> str:
+        return files("unspoken.lab").joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(read)
+    )
+    return environment.get_template(template).render(**values)
 
 
 def examples(samples: Sequence[Sample], arms: Sequence[str], count: int = EXAMPLES) -> tuple[Example, ...]:

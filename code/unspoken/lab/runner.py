@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
 from torch import Tensor
 
-from unspoken.channels.protocol import Reading, Request
+from unspoken.channels.protocol import Reading, Readings, Request
+from unspoken.engines import ENGINES
 from unspoken.engines.protocol import Engine, Limits
-from unspoken.errors import UnspokenError
+from unspoken.errors import ModelNotFound, UnspokenError, UsageError
 from unspoken.lab.arms import DONATED, Arm, build_arm, derangement
 from unspoken.lab.experiment import Experiment
-from unspoken.lab.measures import chosen, contained, exact_match, f1, kl_divergence
+from unspoken.lab.measures import chosen, judged, kl_divergence
 from unspoken.lab.record import RunFolder, Sample
-from unspoken.lab.tasks import TASKS
-from unspoken.lab.tasks.protocol import Item, Source, Task
+from unspoken.lab.tasks import build_task
+from unspoken.lab.tasks.protocol import Item, Measure, Source, Task
 from unspoken.session import Agent, Reply
 from unspoken.spec import fingerprint
 
 SKYLINE = "full-text"
-# An answer ends where its sentence does.
-STOPS = (".", "\n")
+# An answer ends where its sentence does; words of one's own may hold a point ("8.5"), options do not.
+STOPS: dict[Measure, tuple[str, ...]] = {"options": (".", "\n"), "contained": (". ", "\n"), "f1": (". ", "\n")}
 
 
 @runtime_checkable
@@ -36,14 +38,49 @@ class Watcher(Protocol):
         ...
 
 
+Part = tuple[str, int]
+"""A source's id and which of its parts: what one sender reads."""
+
+
 def load_task(experiment: Experiment) -> tuple[Task, tuple[Source, ...]]:
     """Return an experiment's task and its sources.
 
     Raises:
-        UsageError: If there is no such task.
+        UsageError: If there is no such task, it cannot be asked so, or there are fewer senders than parts of a source.
+        StorageError: If the task's file cannot be read.
     """
-    task: Task = TASKS.load(experiment.task)()
-    return task, task.sources(experiment.items, experiment.seed)
+    task = build_task(experiment.task, experiment.data)
+    sources = task.sources(experiment.items, experiment.seed)
+    parts = max(len(source.read) for source in sources)
+    if parts > len(experiment.senders):
+        raise UsageError(
+            f"The task '{experiment.task}' has sources in {parts} parts, and there are "
+            f"{len(experiment.senders)} senders: {', '.join(experiment.senders)}.",
+            "Name more in `further_senders`.",
+        )
+    return task, sources
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what cannot be run, before a model is loaded or a folder made.
+
+    Raises:
+        UsageError: If an arm, the task or the engine is unknown or does not take its options, or there are too few
+            sources for a control.
+        ModelNotFound: If the model is a file that does not exist.
+        StorageError: If the task's file cannot be read.
+    """
+    if experiment.engine not in ENGINES.names():
+        ENGINES.load(experiment.engine)
+    model = experiment.model
+    # Of what is no file, a name with two strokes may be one of a hub; see `unspoken.modelstore.resolve_gguf`.
+    if model.endswith(".gguf") and not Path(model).is_file() and (model.count("/") != 2 or model[0] in "./~"):
+        raise ModelNotFound(f"There is no model file {model}.", "Give an existing .gguf file, or a model's name.")
+    for name in experiment.arms:
+        build_arm(name)
+    _, sources = load_task(experiment)
+    if DONATED & set(experiment.arms):
+        derangement({source.id: len(source.text) for source in sources})
 
 
 def task_hash(sources: Sequence[Source]) -> str:
@@ -60,16 +97,24 @@ class Runner:
         engine: A model that has passed the gate.
         sources: The task's sources.
         folder: Where samples go.
+        measure: What answers are judged by.
+        senders_engine: What the senders run on; the same by default.
     """
 
     experiment: Experiment
     engine: Engine
     sources: Sequence[Source]
     folder: RunFolder
-    _readings: dict[str, Reading] = field(default_factory=dict)
+    measure: Measure = "options"
+    senders_engine: Engine | None = None
+    _readings: dict[Part, Reading] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._sender = Agent(self.experiment.sender, self.engine)
+        parts = max(len(source.read) for source in self.sources)
+        reading = self.senders_engine or self.engine
+        self._senders = [Agent(name, reading) for name in self.experiment.senders[:parts]]
+        # A batch, and the donor of its last source: what is needed at once.
+        self._kept = (self.experiment.batch_sources + 1) * parts
         self._receiver = Agent(self.experiment.receiver, self.engine)
         self._arms: dict[str, Arm] = {name: build_arm(name) for name in self.experiment.arms}
         self._by_id = {source.id: source for source in self.sources}
@@ -92,6 +137,8 @@ class Runner:
         skyline: dict[str, Tensor] = {}
         for arm, pairs, alone in cells:
             missing = [(source, item) for source, item in pairs if (item.id, arm, alone) not in done]
+            for gone in skyline.keys() - {item.id for _, item in pairs}:
+                del skyline[gone]
             if missing:
                 needs = [(source, item) for source, item in missing if item.id not in skyline and not alone]
                 if needs and arm != SKYLINE and SKYLINE in self._arms:
@@ -132,59 +179,75 @@ class Runner:
                 {item.id: reply.generation.first_logprobs for (_, item), reply in zip(pairs, replies, strict=True)}
             )
         return [
-            _judged(source, item, arm, alone, reply, None if alone else skyline.get(item.id))
+            self._judged(source, item, arm, alone, reply, None if alone else skyline.get(item.id))
             for (source, item), reply in zip(pairs, replies, strict=True)
         ]
 
     def _replies(self, arm: str, pairs: Sequence[tuple[Source, Item]], alone: bool) -> tuple[Reply, ...]:
         # Alone, the source is read again, so that the time of reading belongs to this very run.
-        read: Callable[[str], Reading] = self._read_again if alone else self._read
-        readings = {source.id: read(source.id) for source, _ in pairs}
-        requests = [Request(readings[source.id], item.question) for source, item in pairs]
-        ids = {id(reading): name for name, reading in readings.items()}
+        read: Callable[[Part], Reading] = self._read_again if alone else self._read
+        readings = {source.id: self._readings_of(source, read) for source, _ in pairs}
+        parts = {id(each): (name, at) for name, found in readings.items() for at, each in enumerate(found)}
         deliveries = self._arms[arm].deliver(
-            requests, self._receiver, lambda reading: self._read(self._donors[ids[id(reading)]])
+            [Request(readings[source.id], item.question) for source, item in pairs],
+            self._receiver,
+            lambda reading: self._read(self._donor(parts[id(reading)])),
         )
         return self._receiver.answer(
             [item.question for _, item in pairs],
             deliveries,
-            Limits(self.experiment.answer_tokens, STOPS),
+            Limits(self.experiment.answer_tokens, STOPS[self.measure]),
             [[f" {option}" for option in item.options] for _, item in pairs],
             [item.stem for _, item in pairs],
         )
 
-    def _read(self, source: str) -> Reading:
-        if source not in self._readings:
-            keep = 3 * self.experiment.batch_sources
-            while len(self._readings) >= keep:
+    def _donor(self, part: Part) -> Part:
+        """Return the same part of another source; one that has fewer begins again with its first."""
+        donor = self._donors[part[0]]
+        return donor, part[1] % len(self._by_id[donor].read)
+
+    def _readings_of(self, source: Source, read: Callable[[Part], Reading]) -> Readings:
+        return tuple(read((source.id, at)) for at in range(len(source.read)))
+
+    def _read(self, part: Part) -> Reading:
+        """Return a part's reading, made anew if it was used longer ago than what is kept."""
+        reading = self._readings.pop(part, None)
+        if reading is None:
+            while len(self._readings) >= self._kept:
                 del self._readings[next(iter(self._readings))]
-            self._readings[source] = self._read_again(source)
-        return self._readings[source]
+            reading = self._read_again(part)
+        self._readings[part] = reading
+        return reading
 
-    def _read_again(self, source: str) -> Reading:
-        return self._sender.read(self._by_id[source].text)
+    def _read_again(self, part: Part) -> Reading:
+        name, at = part
+        return self._senders[at].read(self._by_id[name].read[at])
 
-
-def _judged(source: Source, item: Item, arm: str, alone: bool, reply: Reply, skyline: Tensor | None) -> Sample:
-    logprobs = reply.generation.option_logprobs
-    delivery = reply.delivery
-    return Sample(
-        item=item.id,
-        source=source.id,
-        arm=arm,
-        alone=alone,
-        question=item.question,
-        gold=item.gold,
-        answer=reply.text,
-        correct=item.options[chosen(logprobs)] == item.gold if logprobs else exact_match(reply.text, item.gold),
-        exact=exact_match(reply.text, item.gold),
-        contained=contained(reply.text, item.gold),
-        f1=f1(reply.text, item.gold),
-        gold_logprob=logprobs[item.options.index(item.gold)] if logprobs else None,
-        kl=None if skyline is None else kl_divergence(skyline, reply.generation.first_logprobs),
-        bytes_moved=delivery.bytes_moved,
-        tokens_prefilled=delivery.tokens_prefilled,
-        tokens_skipped=delivery.tokens_skipped,
-        seconds=asdict(delivery.seconds) | {"total": delivery.seconds.total},
-        message=delivery.message if arm.startswith("text") else None,
-    )
+    def _judged(
+        self, source: Source, item: Item, arm: str, alone: bool, reply: Reply, skyline: Tensor | None
+    ) -> Sample:
+        logprobs, delivery = reply.generation.option_logprobs, reply.delivery
+        words = judged(reply.text, item.golds)
+        correct = item.options[chosen(logprobs)] == item.gold if logprobs else words.contained
+        return Sample(
+            item=item.id,
+            source=source.id,
+            arm=arm,
+            alone=alone,
+            question=item.question,
+            gold=item.gold,
+            answer=reply.text,
+            correct=correct,
+            exact=words.exact,
+            contained=words.contained,
+            f1=words.f1,
+            score=words.f1 if self.measure == "f1" else float(correct),
+            gold_logprob=logprobs[item.options.index(item.gold)] if logprobs else None,
+            kl=None if skyline is None else kl_divergence(skyline, reply.generation.first_logprobs),
+            bytes_moved=delivery.bytes_moved,
+            tokens_prefilled=delivery.tokens_prefilled,
+            tokens_skipped=delivery.tokens_skipped,
+            recomputed=delivery.recomputed,
+            seconds=asdict(delivery.seconds) | {"total": delivery.seconds.total},
+            message=delivery.message if arm.startswith("text") else None,
+        )

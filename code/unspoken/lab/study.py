@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,18 @@ import msgspec
 from unspoken.api import load_gated
 from unspoken.engines.gate import GateResult
 from unspoken.engines.protocol import Engine
+from unspoken.errors import UsageError
 from unspoken.lab import record
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.report import render
-from unspoken.lab.runner import Runner, Watcher, load_task, task_hash
+from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
 from unspoken.spec import fingerprint
+
+IDENTITY = ("model", "task", "prompts", "packages", "revision", "gate")
+"""What must be the same, besides the experiment, to go on with a run."""
+
+Begin = Callable[[dict[str, Any], dict[str, Any]], record.RunFolder]
 
 
 @dataclass(frozen=True)
@@ -33,27 +40,79 @@ class Study:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model that has passed the gate, and how long it took to get there."""
+
+    engine: Engine
+    gate: GateResult
+    seconds: float
+
+
+def load(experiment: Experiment) -> Loaded:
+    """Load an experiment's model.
+
+    Raises:
+        UnspokenError: If it cannot be used.
+    """
+    began = time.perf_counter()
+    engine, gate = load_gated(experiment.model, experiment.engine, experiment.loading)
+    return Loaded(engine, gate, time.perf_counter() - began)
+
+
 def run_study(experiment: Experiment, results: Path, watch: Watcher) -> Study:
     """Run an experiment, or go on with its unfinished run, and write everything about it.
 
     Raises:
         UnspokenError: If the model cannot be used, the task or an arm is unknown, or the folder cannot be written.
     """
-    began = time.perf_counter()
+
+    def begin(identity: dict[str, Any], env: dict[str, Any]) -> record.RunFolder:
+        return record.RunFolder.open(results, experiment, identity, env)
+
+    check(experiment)
+    return run_on(load(experiment), experiment, begin, watch)
+
+
+def run_on(loaded: Loaded, experiment: Experiment, begin: Begin, watch: Watcher) -> Study:
+    """Run an experiment on a loaded model.
+
+    Args:
+        loaded: The model.
+        experiment: What is run.
+        begin: Returns the run folder, given what must be the same to go on with a run, and what is recorded.
+        watch: Told how far it is.
+    """
     task, sources = load_task(experiment)
-    engine, gate = load_gated(experiment.model, experiment.engine, experiment.loading)
-    loaded = time.perf_counter()
     described = {
-        "name": task.name,
+        "name": experiment.task,
         "version": task.version,
         "hash": task_hash(sources),
         "chance": _chance(sources),
+        "measure": task.measure,
+        "senders": max(len(source.read) for source in sources),
     }
-    env = environment(engine, gate, described) | {"seconds_load": loaded - began}
-    identity = {key: env[key] for key in ("model", "task", "prompts", "packages", "revision", "gate")}
-    folder = record.RunFolder.open(results, experiment, identity, env)
-    samples = Runner(experiment, engine, sources, folder).run(watch)
-    return close_study(folder, experiment, samples)
+    env = environment(loaded.engine, loaded.gate, described) | {"seconds_load": loaded.seconds}
+    folder = begin({key: env[key] for key in IDENTITY}, env)
+    runner = Runner(
+        experiment, loaded.engine, sources, folder, task.measure, _senders_engine(loaded.engine, experiment)
+    )
+    return close_study(folder, experiment, runner.run(watch))
+
+
+def _senders_engine(engine: Engine, experiment: Experiment) -> Engine:
+    """Return what the senders run on: the receiver's engine, or one on a changed copy of its model."""
+    from unspoken.engines.transformers import TransformersEngine
+    from unspoken.engines.tuned import low_rank_copy
+
+    change = experiment.sender_change
+    if change is None:
+        return engine
+    if not isinstance(engine, TransformersEngine):
+        raise UsageError(
+            f"The weights of the engine '{engine.name}' cannot be changed.", "Use transformers with sender_change."
+        )
+    return low_rank_copy(engine, change.size, change.rank, change.seed)
 
 
 def close_study(folder: record.RunFolder, experiment: Experiment, samples: list[record.Sample]) -> Study:

@@ -90,6 +90,10 @@ COLUMNS = (
     Column("p", "Holm p", "that the arm and kv differ only by chance, corrected for the number of comparisons"),
     Column("failures", "failures", "questions with no answer; they count as wrong"),
 )
+GAINS = (
+    Column("gain_interval", "content gain, points", "score minus that with another text's cache [95 % interval]"),
+    Column("gain_share", "of kv's gain, %", "its content gain as a share of kv's [95 % interval]"),
+)
 COMPACT = (
     Column("arm", "arm", ""),
     Column("accuracy", "right,\n%", ""),
@@ -100,18 +104,37 @@ COMPACT = (
     Column("pgr", "PGR,\n%", ""),
     Column("vs_kv", "vs kv,\npoints", ""),
 )
+FRONTIER = (
+    Column("arm", "arm", ""),
+    Column("bytes", "bytes moved", ""),
+    Column("bytes_share", "of kv's, %", ""),
+    Column("score", "score, % [95 % interval]", ""),
+    Column("gain_share", "of kv's gain, % [95 % interval]", ""),
+    Column("kl", "KL, nats", ""),
+    Column("total", "total, s", ""),
+)
 NOTE = "right: the option chosen [95 % interval]; said: the answer stands in the words written; *: Holm p < 0.05"
+OPEN_NOTE = "right: the answer stands in the words written [95 % interval]; F1: of these words; *: Holm p < 0.05"
+OPEN = {"contained": Column("f1", "F1", "")}
+
+
+def compact(metrics: Mapping[str, Any]) -> tuple[tuple[Column, ...], str]:
+    """Return the columns of the short table and its note; with open answers, said is right and F1 takes its place."""
+    if metrics.get("measure", "options") == "options":
+        return COMPACT, NOTE
+    return tuple(OPEN.get(column.key, column) for column in COMPACT), OPEN_NOTE
 
 
 def terminal(metrics: Mapping[str, Any]) -> Table:
     """Return the arms as a table for the terminal."""
+    columns, note = compact(metrics)
     table = Table(
-        box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption=NOTE, caption_justify="left"
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption=note, caption_justify="left"
     )
-    for column in COMPACT:
+    for column in columns:
         table.add_column(column.title, justify="left" if column.key == "arm" else "right")
     for row in rows(metrics):
-        texts = [Text(row.cells[column.key].text, no_wrap=True) for column in COMPACT]
+        texts = [Text(row.cells[column.key].text, no_wrap=True) for column in columns]
         texts[0].stylize(STYLES[row.family])
         table.add_row(*texts)
     return table
@@ -119,18 +142,28 @@ def terminal(metrics: Mapping[str, Any]) -> Table:
 
 def markdown(metrics: Mapping[str, Any]) -> str:
     """Return the arms as a GitHub table."""
-    lines = [
-        [column.title.replace("\n", " ") for column in COMPACT],
-        ["---" if column.key == "arm" else "---:" for column in COMPACT],
-        *([_escaped(row.cells[column.key].text) for column in COMPACT] for row in rows(metrics)),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{_escaped(NOTE)}\n"
+    columns, note = compact(metrics)
+    return f"{_table(columns, rows(metrics))}\n{_escaped(note)}\n"
+
+
+def frontier_markdown(metrics: Mapping[str, Any]) -> str:
+    """Return what each arm reaches for its bytes, as a GitHub table."""
+    return _table(FRONTIER, rows(metrics))
 
 
 def rows(metrics: Mapping[str, Any]) -> tuple[Row, ...]:
     """Return a line for each arm: text first, then caches, then controls, each in the experiment's order."""
     arms: Mapping[str, Mapping[str, Any]] = metrics.get("arms", {})
     return tuple(Row(arm, family(arm), _cells(arm, arms[arm], metrics)) for arm in ordered(tuple(arms)))
+
+
+def _table(columns: Sequence[Column], lines: Sequence[Row]) -> str:
+    cells = [
+        [column.title.replace("\n", " ") for column in columns],
+        ["---" if column.key == "arm" else "---:" for column in columns],
+        *([_escaped(row.cells[column.key].text) for column in columns] for row in lines),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def ordered(arms: Sequence[str]) -> list[str]:
@@ -156,6 +189,18 @@ def received(arm: str) -> str:
         return f"a message of at most {amount or UNCAPPED_TOKENS} tokens, written by the sender {knowing}"
     words = RECEIVED.get(whole, f"what the channel '{whole}' hands over")
     return f"{words}, sent as {packing}" if packing else words
+
+
+def rate(of: Mapping[str, Any]) -> dict[str, Number | None]:
+    """Return what an arm reached with its interval: its score, or its accuracy in runs that are older than scores."""
+    if "score" in of:
+        return dict(of["score"])
+    return {"mean": of.get("accuracy"), "low": of.get("low"), "high": of.get("high")}
+
+
+def judged_by(metrics: Mapping[str, Any]) -> str:
+    """Name what a run is judged by, for an axis or a heading."""
+    return "F1 of the answers, %" if metrics.get("measure") == "f1" else "right answers, %"
 
 
 def size(count: Number | None) -> str:
@@ -243,6 +288,20 @@ def _cells(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
         "vs_kv_interval": _with_interval(versus, percent, points),
         "p": Cell(probability(p), p),
         "failures": _plain(of.get("failures"), 0),
+        **_worth(arm, of, metrics),
+    }
+
+
+def _worth(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Cell]:
+    """What an arm reaches, and what it moves and gains, measured by kv."""
+    gain = metrics.get("gain", {}).get(arm, {})
+    moved, whole = of.get("bytes"), metrics.get("arms", {}).get("kv", {}).get("bytes")
+    share = moved / whole if moved is not None and whole else None
+    return {
+        "score": _with_interval(rate(of), percent),
+        "bytes_share": Cell(percent(share), share),
+        "gain_interval": _with_interval(gain, percent, points),
+        "gain_share": _with_interval(gain.get("share_of_kv_gain", {}), _whole_percent),
     }
 
 

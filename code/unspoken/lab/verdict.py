@@ -9,7 +9,7 @@ import msgspec
 
 from unspoken.lab.experiment import POWERED_ITEMS
 from unspoken.lab.metrics import EQUAL_MARGIN
-from unspoken.lab.tables import Number, bracket, percent, points, probability
+from unspoken.lab.tables import Number, bracket, percent, points, probability, rate
 
 Answer = Literal["yes", "no", "not shown"]
 Standing = Literal["holds", "not shown", "does not hold", "not measured"]
@@ -89,7 +89,7 @@ def _text_helps(metrics: Mapping[str, Any]) -> bool | None:
     arms = metrics.get("arms", {})
     if not {"none", "full-text"} <= set(arms):
         return None
-    return bool(arms["full-text"]["accuracy"] > arms["none"]["accuracy"])
+    return bool(_reached(arms["full-text"]) > _reached(arms["none"]))
 
 
 def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
@@ -105,10 +105,8 @@ def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
         "no": "No, understanding did not move",
         "not shown": "It is not shown that understanding moved",
     }[answer]
-    rates = (
-        f"with the right cache the receiver got {percent(arms['kv']['accuracy'])} % of the questions right, "
-        f"with the cache of another text {percent(arms['kv-deranged']['accuracy'])} %"
-    )
+    right, wrong = percent(_reached(arms["kv"])), percent(_reached(arms["kv-deranged"]))
+    rates = f"with the right cache the receiver {_got(metrics, f'{right} %')}, with the cache of another text {wrong} %"
     worth = f"the content is worth {percent(gain['mean'])} points ({_range(gain)}, {_p(gain.get('p'))})"
     unable = "; reading the text itself did not help either, so this run cannot tell"
     return f"{opening}: {rates}; {worth}{unable if _text_helps(metrics) is False else ''}."
@@ -123,7 +121,7 @@ def _presence(metrics: Mapping[str, Any]) -> str:
         return f"The mere presence of a cache helps, even a wrong one: {numbers}."
     if effect["high"] < 0:
         return f"The mere presence of a wrong cache does harm: {numbers}."
-    return f"The mere presence of a cache is not shown to matter: a wrong one changes accuracy by {numbers}."
+    return f"The mere presence of a cache is not shown to matter: a wrong one changes {_what(metrics)} by {numbers}."
 
 
 def _closeness(metrics: Mapping[str, Any]) -> str:
@@ -132,8 +130,8 @@ def _closeness(metrics: Mapping[str, Any]) -> str:
         return "How close the cache comes to reading the text was not measured; that takes none, full-text and kv."
     arms = metrics["arms"]
     if gap.get("mean") is None or not _text_helps(metrics):
-        read, unread = percent(arms["full-text"]["accuracy"]), percent(arms["none"]["accuracy"])
-        rates = f"{read} % right with it, {unread} % without"
+        read, unread = percent(_reached(arms["full-text"])), percent(_reached(arms["none"]))
+        rates = f"{read} % {'F1' if _by_words(metrics) else 'right'} with it, {unread} % without"
         return f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
     kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
     return f"{kept}{_share_range(gap)}{_equality(metrics.get('kv_equals_full_text', {}))}."
@@ -222,8 +220,8 @@ def _warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(
             "The gate was not passed: this engine does not move this model's caches exactly; no figure counts."
         )
-    if {"kv", "kv-shifted"} <= set(arms) and arms["kv-shifted"]["accuracy"] >= arms["kv"]["accuracy"]:
-        rates = f"{percent(arms['kv-shifted']['accuracy'])} % against {percent(arms['kv']['accuracy'])} %"
+    if {"kv", "kv-shifted"} <= set(arms) and _reached(arms["kv-shifted"]) >= _reached(arms["kv"]):
+        rates = f"{percent(_reached(arms['kv-shifted']))} % against {percent(_reached(arms['kv']))} %"
         found.append(f"The right cache at wrong positions (kv-shifted) should do worse than kv and does not: {rates}.")
     failed = [f"{arm}: {of['failures']} of {of['n']}" for arm, of in arms.items() if of.get("failures")]
     if failed:
@@ -233,6 +231,22 @@ def _warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     if sources is not None and sources < ENOUGH_SOURCES:
         found.append(f"With questions about only {sources} texts, the intervals are likely too narrow.")
     return tuple(found)
+
+
+def _reached(of: Mapping[str, Any]) -> Number:
+    return rate(of)["mean"] or 0.0
+
+
+def _by_words(metrics: Mapping[str, Any]) -> bool:
+    return bool(metrics.get("measure") == "f1")
+
+
+def _got(metrics: Mapping[str, Any], share: str) -> str:
+    return f"reached an F1 of {share}" if _by_words(metrics) else f"got {share} of the questions right"
+
+
+def _what(metrics: Mapping[str, Any]) -> str:
+    return "F1" if _by_words(metrics) else "accuracy"
 
 
 def _range(interval: Mapping[str, Any]) -> str:

@@ -115,7 +115,7 @@ class Move:
         """Return the cache at its new positions; keys that have RoPE applied are turned along."""
         if self.start < 0:
             raise UsageError(f"A segment cannot be moved to position {self.start}.", "Give a start of 0 or more.")
-        delta = self.start - min(int(layer.positions.min()) for layer in cache.layers)
+        delta = self.start - min(int(layer.positions.min()) for layer in cache.layers if layer.columns)
         rope = cache.spec.rope
         by = None
         if cache.manifest.rope == "applied" and delta != 0:

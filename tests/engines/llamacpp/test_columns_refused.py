@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from unspoken.cache import KVLayer
+from unspoken.engines.llamacpp.parse import parse
 from unspoken.errors import IncompatibleCache
 
 from .cells import Case, a_cache, cells, numbers, spec
@@ -54,16 +55,20 @@ def test_keys_and_values_of_two_types_are_refused() -> None:
         Case("f16").translation.columns(mixed)
 
 
-def test_layers_that_hold_different_positions_are_refused() -> None:
+def test_layers_that_hold_different_numbers_of_columns_are_refused() -> None:
     first, second = numbers(64, "float16").layers
-    other = KVLayer(1, second.keys, second.values, second.positions + 1)
-    with pytest.raises(IncompatibleCache, match="layers hold columns of different positions"):
-        Case("f16").translation.state(a_cache([first, other], 64))
     fewer = KVLayer(1, second.keys[:, :4], second.values[:, :4], second.positions[:4])
-    with pytest.raises(IncompatibleCache, match="layers hold columns of different positions"):
+    with pytest.raises(IncompatibleCache, match="all layers hold as many"):
         Case("f16").translation.state(a_cache([first, fewer], 64))
     same = KVLayer(1, second.keys, second.values, second.positions.clone())
     assert Case("f16").translation.state(a_cache([first, same], 64)).any()
+
+
+def test_a_cell_stands_at_the_last_position_of_any_layer() -> None:
+    first, second = numbers(64, "float16").layers
+    other = KVLayer(1, second.keys, second.values, second.positions + 5)
+    state = Case("f16").translation.state(a_cache([first, other], 64))
+    assert parse(state).positions.tolist() == other.positions.tolist()
 
 
 # The largest float16 is 65504; 65520 is the first number that is rounded to infinity.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unspoken.cache import KVCache, KVLayer
-from unspoken.engines.protocol import Engine, Piece, Prompt
+from unspoken.engines.protocol import Engine, Limits, Onset, Piece, Prompt, Turn
 from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
 from unspoken.transforms.rope import RemoveRope
 
@@ -109,13 +109,29 @@ def test_caches_that_are_not_whole_are_refused(tiny_llama: Engines, content: Pro
     engine = tiny_llama()
     cache = engine.prefill(content(engine, SOURCE))
     uneven = KVCache.build([cache.layers[0], cache.slice(0, 2).layers[1]], engine.spec)
-    for bad in (RemoveRope()(cache), KVCache.build(cache.layers[:1], engine.spec), uneven):
+    for bad in (RemoveRope()(cache), KVCache.build(cache.layers[:1], engine.spec)):
         with pytest.raises(IncompatibleCache, match="Apply RoPE and keep"):
             engine.logits(content(engine, QUESTION), bad)
+    with pytest.raises(IncompatibleCache, match="all layers hold as many"):
+        engine.logits(content(engine, QUESTION), uneven)
+
+
+def test_a_past_whose_layers_differ_is_answered_on_but_not_read_on(tiny_llama: Engines, content: PromptOf) -> None:
+    engine = tiny_llama()
+    cache = engine.prefill(content(engine, SOURCE))
     second = cache.layers[1]
     elsewhere = KVLayer(1, second.keys, second.values, second.positions + 1)
-    with pytest.raises(IncompatibleCache, match="layers hold columns of different positions"):
-        engine.logits(content(engine, QUESTION), KVCache.build([cache.layers[0], elsewhere], engine.spec))
+    different = KVCache.build([cache.layers[0], elsewhere], engine.spec)
+    assert engine.logits(content(engine, QUESTION), different).isfinite().all()
+    with pytest.raises(IncompatibleCache, match="keeps one position for all layers"):
+        engine.prefill(content(engine, QUESTION), different)
+
+
+def test_what_is_not_read_in_order_is_refused(tiny_llama: Engines, content: PromptOf) -> None:
+    engine = tiny_llama()
+    for onset in (Onset(position=40), Onset(lookahead=2)):
+        with pytest.raises(UsageError, match="cannot read a prompt at another position"):
+            engine.generate([Turn(content(engine, QUESTION), onset=onset)], Limits(2))
 
 
 def test_closing_is_final_and_twice_does_no_harm(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
+from unspoken.engines.checks import require_even
 from unspoken.engines.llamacpp.blob import Blob, blank
 from unspoken.engines.llamacpp.room import Room, fresh
 from unspoken.errors import IncompatibleCache, UsageError
@@ -75,14 +76,12 @@ class Translation:
             room: Where the bytes are to stand.
 
         Raises:
-            IncompatibleCache: If layers hold different columns, or numbers too large for the cells' type.
+            IncompatibleCache: If layers hold different numbers of columns, or numbers too large for the cells' type.
         """
-        first = cache.layers[0].positions
-        if any(layer.positions is not first and not torch.equal(layer.positions, first) for layer in cache.layers):
-            raise IncompatibleCache(
-                "The cache's layers hold columns of different positions, llama.cpp's hold the same in all.",
-                "Use the transformers engine for it, or keep the same columns in every layer.",
-            )
+        require_even(cache, "llamacpp")
+        # A cell has one position for all layers, which only decides who sees it. Keys are turned already, so layers
+        # may hold different columns as long as none of them stands behind what is read next.
+        first = torch.stack([layer.positions for layer in cache.layers]).amax(dim=0)
         spec = self.spec
         told = self.rotations if self.tells_rotations else None
         bytes_, blob = blank(first.numpy(), spec.layers, spec.kv_heads * spec.head_dim, self.kind, told, room)

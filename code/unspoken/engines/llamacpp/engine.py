@@ -17,7 +17,14 @@ from unspoken.cache import KVCache, KVLayer
 from unspoken.engines import chat
 from unspoken.engines.answers import Answers, heard_from
 from unspoken.engines.batch import option_score
-from unspoken.engines.checks import first_position, option_tokens, require_injectable, require_turns
+from unspoken.engines.checks import (
+    first_position,
+    option_tokens,
+    require_alike,
+    require_injectable,
+    require_plain,
+    require_turns,
+)
 from unspoken.engines.llamacpp.blob import Blob
 from unspoken.engines.llamacpp.context import SEQUENCES, Closed, Context, Model
 from unspoken.engines.llamacpp.opened import Opened
@@ -88,7 +95,13 @@ class LlamaCppEngine:
         return self._frames[system]
 
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
-        """Read a prompt and return the cache of `past` and prompt together."""
+        """Read a prompt and return the cache of `past` and prompt together.
+
+        Raises:
+            IncompatibleCache: If layers of `past` hold different columns: cells cannot tell their positions apart.
+        """
+        if past is not None:
+            require_alike(past, self.name)
         self._read(prompt, past, start, everywhere=False)
         return prefilled(self.take(), self._spec, prompt, past, self.name)
 
@@ -101,6 +114,7 @@ class LlamaCppEngine:
     def generate(self, turns: Sequence[Turn], limits: Limits, hear: Hearer | None = None) -> tuple[Generation, ...]:
         """Answer several turns, as many at once as there is room for; each sees only its own past and prompt."""
         require_turns(turns, limits)
+        require_plain(turns, self.name)
         options = [option_tokens(turn, limits, self._spec, self.encode) for turn in turns]
         made: list[Generation] = []
         while len(made) < len(turns):

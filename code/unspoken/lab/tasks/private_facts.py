@@ -10,10 +10,13 @@ random, so no training set contains them; without the source, chance is one in s
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
-from unspoken.lab.tasks.protocol import Item, Source
+from unspoken.errors import UsageError
+from unspoken.lab.tasks.protocol import Item, Measure, Source
 
 
 class Kind(NamedTuple):
@@ -84,21 +87,37 @@ FILLERS = (
 )
 KINDS_PER_SOURCE, FACTS_PER_KIND, OPTIONS, FILLERS_PER_SOURCE = 3, 2, 6, 3
 FACTS = KINDS_PER_SOURCE * FACTS_PER_KIND
+SENTENCES = FACTS + FILLERS_PER_SOURCE
 
 
 @dataclass(frozen=True)
 class PrivateFacts:
-    """Six facts a source, six questions a source, chance one in six."""
+    """Six facts a source, six questions a source, chance one in six.
 
+    Args:
+        amount: Senders the sentences of a source are shared out among, in order; by default one reads them all.
+
+    Raises:
+        UsageError: If there are more senders than sentences, or none.
+    """
+
+    amount: int | str = 1
     name: str = "private-facts"
     version: str = "1"
+    measure: Measure = "options"
+
+    def __post_init__(self) -> None:
+        if not str(self.amount).isdigit() or not 1 <= int(self.amount) <= SENTENCES:
+            raise UsageError(
+                f"Facts cannot be shared out among '{self.amount}' senders.", f"Write private-facts@1 to @{SENTENCES}."
+            )
 
     def sources(self, items: int, seed: int) -> tuple[Source, ...]:
         """Return enough sources for so many items; each depends on seed and number alone."""
-        return tuple(_source(seed, number) for number in range(-(-items // FACTS)))
+        return tuple(_source(seed, number, int(self.amount)) for number in range(-(-items // FACTS)))
 
 
-def _source(seed: int, number: int) -> Source:
+def _source(seed: int, number: int, senders: int) -> Source:
     draw = random.Random(f"private-facts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
     kinds = draw.sample(KINDS, KINDS_PER_SOURCE)
     adjectives, nouns = draw.sample(ADJECTIVES, FACTS), draw.sample(PLACES, FACTS)
@@ -120,4 +139,15 @@ def _source(seed: int, number: int) -> Source:
     sentences = [statement for statement, _ in facts]
     for at, filler in enumerate(draw.sample(FILLERS, FILLERS_PER_SOURCE)):
         sentences.insert(3 * at, filler)
-    return Source(f"{number:04d}", " ".join(sentences), tuple(item for _, item in facts))
+    return Source(
+        f"{number:04d}", " ".join(sentences), tuple(item for _, item in facts), _shared_out(sentences, senders)
+    )
+
+
+def _shared_out(sentences: Sequence[str], senders: int) -> tuple[str, ...]:
+    """Return the sentences in as many runs of about equal length; none if one sender reads them all."""
+    if senders == 1:
+        return ()
+    bounds = [round(len(sentences) * at / senders) for at in range(senders + 1)]
+    runs = [" ".join(sentences[start:stop]) for start, stop in pairwise(bounds)]
+    return (runs[0], *(f" {run}" for run in runs[1:]))

@@ -1,13 +1,20 @@
-"""What a task is: sources that one agent reads and questions that another is asked."""
+"""What a task is: sources that one agent or several read, and questions that another is asked."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+Measure = Literal["options", "f1", "contained"]
+"""What an answer is judged by, from 0 to 1.
 
-class Item(msgspec.Struct, frozen=True):
+`options`: whether the right option is the most probable one. `contained`: whether the right answer's words stand in
+the answer. `f1`: the overlap of their words.
+"""
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """One question about a source.
 
     Attributes:
@@ -16,6 +23,7 @@ class Item(msgspec.Struct, frozen=True):
         gold: The right answer.
         options: All answers it could be, the right one among them, where they are known; chance is one in so many.
         stem: The words the answer begins with; options go on from there.
+        others: Further answers that are right, too; an open answer is judged by the one it comes closest to.
     """
 
     id: str
@@ -23,14 +31,34 @@ class Item(msgspec.Struct, frozen=True):
     gold: str
     options: tuple[str, ...] = ()
     stem: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.gold, *self.others)
 
 
-class Source(msgspec.Struct, frozen=True):
-    """A text that only the sender reads, and the questions about it. A cluster, for statistics."""
+# Defaults are left out when a task is written down, so that a field that is new changes the hash of no older task.
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A text that only the sender reads, and the questions about it. A cluster, for statistics.
+
+    Attributes:
+        id: Unique within the task.
+        text: All of it.
+        items: The questions.
+        parts: What different senders read, in this order, where there are several; `text` is these joined.
+    """
 
     id: str
     text: str
     items: tuple[Item, ...]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """What each sender reads: the parts, or the whole text if there is one sender."""
+        return self.parts or (self.text,)
 
 
 @runtime_checkable
@@ -40,11 +68,18 @@ class Task(Protocol):
     Attributes:
         name: The registered name.
         version: Changes whenever what is asked changes.
+        measure: What an answer is judged by.
     """
 
     name: str
     version: str
+    measure: Measure
 
     def sources(self, items: int, seed: int) -> tuple[Source, ...]:
-        """Return sources with at least so many questions in all, the same for the same seed."""
+        """Return sources with at least so many questions in all, the same for the same seed.
+
+        Raises:
+            UsageError: If the task has not so many, or its file is not what it should be.
+            StorageError: If its file cannot be read.
+        """
         ...

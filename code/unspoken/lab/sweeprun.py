@@ -1,0 +1,210 @@
+"""Run a sweep: cell by cell into one folder, by one process or several at once, resumable at any moment.
+
+results/<sweep>/<UTC time>-<short id>/
+    config.yaml        the sweep as it was run, every field of every cell written out
+    env.json           machine, versions, when and how
+    cells/<cell>/      one run folder for each cell, as an experiment of its own has it
+    metrics.json       written last, by whichever process finishes the last cell
+    report.html        all cells side by side, with links to their reports
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from unspoken.errors import UsageError
+from unspoken.lab import record
+from unspoken.lab.report import render_sweep
+from unspoken.lab.runner import Watcher, check
+from unspoken.lab.study import Loaded, load, run_on
+from unspoken.lab.sweep import Cell, Sweep, sweep_of
+from unspoken.spec import fingerprint
+
+LOCKS = ".locks"
+# The gate is measured anew where nothing remembers it, and its last digits may then differ; that it passed is known.
+SAME = ("model", "task", "prompts", "packages", "revision")
+
+
+@dataclass(frozen=True)
+class SweepStudy:
+    """What a sweep has come to.
+
+    Attributes:
+        folder: The run folder.
+        metrics: What `metrics.json` holds, or will hold once all cells are finished.
+        unfinished: Keys of the cells that nobody has finished yet.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    unfinished: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """One sweep's run folder."""
+
+    path: Path
+    sweep: Sweep
+
+    @staticmethod
+    def open(results: Path, sweep: Sweep) -> SweepFolder:
+        """Return the unfinished run of the same sweep, code and versions, or a new one.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
+        same = {"packages": record.packages(), "revision": record.revision()}
+        short = fingerprint(json.dumps([sweep.encoded().decode(), same], sort_keys=True))[:8]
+        parent = results / sweep.name
+        with record.writable(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            # Two processes that begin the same sweep at once have to find one folder.
+            with FileLock(parent / ".lock"):
+                folder = SweepFolder(record.unfinished(parent, short) or record.new_folder(parent, short), sweep)
+                record.write(folder.path / "config.yaml", sweep.encoded())
+                record.write_env(folder.path, {"machine": record.machine(), **same})
+        return folder
+
+    def cell(self, cell: Cell) -> Path:
+        """Return a cell's run folder."""
+        return self.path / "cells" / cell.folder
+
+    def finished(self, cell: Cell) -> bool:
+        """Tell whether a cell has its metrics."""
+        return (self.cell(cell) / "metrics.json").exists()
+
+    def lock(self, name: str) -> FileLock:
+        """Return a lock that this process does not hold yet; a killed one gives its locks back."""
+        return FileLock(self.path / LOCKS / name)
+
+    def begin(self, cell: Cell) -> Callable[[dict[str, Any], dict[str, Any]], record.RunFolder]:
+        """Return what opens a cell's run folder, or refuses to go on with one that another model, say, began."""
+
+        def opened(identity: dict[str, Any], env: dict[str, Any]) -> record.RunFolder:
+            path = self.cell(cell)
+            with record.writable(path):
+                path.mkdir(parents=True, exist_ok=True)
+                if (path / "env.json").exists():
+                    self._require_same(cell, record.RunFolder(path).env(), identity)
+                return record.RunFolder.start(path, cell.experiment, env | {"run": f"{self.path.name}/{cell.folder}"})
+
+        return opened
+
+    def _require_same(self, cell: Cell, earlier: dict[str, Any], identity: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(identity))
+        differing = [name for name in SAME if earlier.get(name) != now[name]]
+        if differing:
+            raise UsageError(
+                f"The cell {cell.key} in {self.cell(cell)} was begun with another {' and '.join(differing)}.",
+                "Delete the cell's folder to run it anew, or give another --results.",
+            )
+
+
+def run_sweep(sweep: Sweep, results: Path, wanted: Sequence[str], watch: Watcher) -> SweepStudy:
+    """Run the cells of a sweep that nobody has finished or is running, and close it if none is left.
+
+    Args:
+        sweep: What is run.
+        results: The results folder.
+        wanted: Texts that the keys of the cells to run contain; none for all.
+        watch: Told how far it is.
+
+    Raises:
+        UnspokenError: If a model cannot be used, a cell cannot be run, or the folder cannot be written.
+    """
+    cells = sweep.matching(wanted)
+    for cell in cells:
+        check(cell.experiment)
+    folder = SweepFolder.open(results, sweep)
+    held: list[Loaded] = []
+    try:
+        for cell, new_model in _by_model(cells):
+            if new_model:
+                _release(held)
+            _run_cell(folder, cell, held, watch)
+    finally:
+        _release(held)
+    return close_sweep(folder)
+
+
+def close_sweep(folder: SweepFolder) -> SweepStudy:
+    """Write metrics and report of a sweep whose cells are all finished; tell which are not."""
+    metrics = {cell.key: _metrics(folder.cell(cell)) for cell in folder.sweep.cells if folder.finished(cell)}
+    left = tuple(cell.key for cell in folder.sweep.cells if not folder.finished(cell))
+    found = {"experiment": folder.sweep.name, "cells": metrics}
+    if not left:
+        with record.writable(folder.path), folder.lock("finish"):
+            record.write(folder.path / "report.html", render_sweep(folder.sweep, found, _env(folder.path)).encode())
+            record.write_json(folder.path / "metrics.json", found)
+        shutil.rmtree(folder.path / LOCKS, ignore_errors=True)
+    return SweepStudy(folder.path, found, left)
+
+
+def open_sweep(path: Path) -> SweepFolder | None:
+    """Return the sweep's run folder at a path, for reading; None if it is that of a single experiment.
+
+    Raises:
+        UsageError: If its configuration is damaged.
+    """
+    config = path / "config.yaml"
+    try:
+        data = msgspec.yaml.decode(config.read_bytes()) if config.is_file() else {}
+    except msgspec.DecodeError:
+        return None  # Told by whoever reads it as a single experiment's.
+    if not isinstance(data, dict) or "cells" not in data:
+        return None
+    return SweepFolder(path, sweep_of(data, config))
+
+
+def _run_cell(folder: SweepFolder, cell: Cell, held: list[Loaded], watch: Watcher) -> None:
+    """Run a cell, unless it is finished or another process is at it."""
+    lock = folder.lock(cell.folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return
+    with lock:
+        if folder.finished(cell):
+            return
+        if not held:
+            watch(0, 1, f"loading {cell.experiment.model}")
+            held.append(load(cell.experiment))
+        begin = folder.begin(cell)
+        run_on(held[0], cell.experiment, begin, lambda done, total, what: watch(done, total, f"{cell.key} {what}"))
+
+
+def _by_model(cells: Sequence[Cell]) -> Iterator[tuple[Cell, bool]]:
+    """Yield cells so that those of one model follow one another, and whether the model is another one."""
+    last = None
+    models = [_model(cell) for cell in cells]
+    for cell in sorted(cells, key=lambda each: models.index(_model(each))):
+        yield cell, _model(cell) != last
+        last = _model(cell)
+
+
+def _model(cell: Cell) -> tuple[object, ...]:
+    return cell.experiment.model, cell.experiment.engine, cell.experiment.loading
+
+
+def _release(held: list[Loaded]) -> None:
+    for each in held:
+        each.engine.close()
+    held.clear()
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _env(path: Path) -> dict[str, Any]:
+    return record.RunFolder(path).env()
