@@ -58,7 +58,7 @@ class Need:
     def __post_init__(self) -> None:
         codec_named(self.codec)
         share(self.name, self.amount, SHARE)
-        count("need:backfill", self.backfill, 0)
+        self._directions()
         SCORERS.load(self.variant)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
@@ -95,7 +95,7 @@ class Need:
             return self._selected(segment, by_reading[id(reading)], sentences)
 
         variant = None if self.variant == "attention" else self.variant
-        name = called(self.name, self.codec, variant=variant, amount=self.amount, backfill=int(self.backfill))
+        name = called(self.name, self.codec, variant=variant, amount=self.amount, backfill=self._directions() or None)
         made = inserted(name, request.readings, receiver, codec_named(self.codec), change)
         return made.costing(seconds * len(request.readings), len(request.question.encode()))
 
@@ -106,7 +106,7 @@ class Need:
         columns = chosen(scores, part, sentences)
         step = Step("select.need", {"scorer": self.variant, "share": part, "kept": len(columns[0])})
         kept = keep(segment, columns, step)
-        directions = int(self.backfill)
+        directions = self._directions()
         if not directions:
             return kept
         layers = []
@@ -120,6 +120,9 @@ class Need:
             lambda layer: (layer.keys, filled[layer.index], layer.positions),
         )
 
+    def _directions(self) -> int:
+        return count(f"{self.name}:backfill", self.backfill, 0, sign="=")
+
 
 def chosen(
     scores: Float[Tensor, "layers columns"], part: float, sentences: Int[Tensor, " columns"] | None
@@ -129,30 +132,30 @@ def chosen(
     Args:
         scores: Of each column in each layer.
         part: Share of the columns.
-        sentences: The sentence each column belongs to: the same columns are then kept in all layers, whole sentences
-            while they fit and the best single columns after that. None keeps the best columns of each layer.
+        sentences: The sentence each column belongs to: whole sentences are then kept in all layers while they fit, best
+            first, and the best columns of each layer after that. None keeps the best columns of each layer only.
 
     Raises:
         UsageError: If the share is too small for one column.
     """
-    layers, columns = scores.shape
+    columns = scores.shape[1]
     many = int(part * columns + 1e-9)
     if many < 1:
         raise UsageError(
             f"A share of {part:g} of {columns} columns is none: nothing would be handed over.", "Give a larger share."
         )
-    if sentences is None:
-        return [each.topk(many).indices.sort().values for each in scores]
-    told = scores[int(TELLING[0] * layers) : max(int(TELLING[1] * layers), 1)].mean(dim=0)
-    first = told.masked_fill(_whole_sentences(told, many, sentences), torch.inf)
-    return [first.topk(many).indices.sort().values] * layers
+    if sentences is not None:
+        scores = scores.masked_fill(_whole_sentences(scores, many, sentences), torch.inf)
+    return [each.topk(many).indices.sort().values for each in scores]
 
 
 def _whole_sentences(
-    scores: Float[Tensor, " columns"], most: int, sentences: Int[Tensor, " columns"]
+    scores: Float[Tensor, "layers columns"], most: int, sentences: Int[Tensor, " columns"]
 ) -> Bool[Tensor, " columns"]:
     """Return which columns belong to the sentences with the highest sums, best first, until one does not fit."""
-    sums = torch.zeros(int(sentences.max()) + 1).index_add_(0, sentences, scores)
+    layers = len(scores)
+    told = scores[int(TELLING[0] * layers) : max(int(TELLING[1] * layers), 1)].mean(dim=0)
+    sums = torch.zeros(int(sentences.max()) + 1).index_add_(0, sentences, told)
     whole = torch.zeros(len(sentences), dtype=torch.bool)
     for number in sums.argsort(descending=True, stable=True).tolist():
         more = whole | (sentences == number)
