@@ -47,7 +47,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         spec: The model that made it.
-        dtype: Element type of keys and values ("float32", "bfloat16", "float16").
+        dtype: Element type of keys and values ("float32", "bfloat16", "float16"), or what they are packed as ("int8",
+            "int4", "q8_0", "q4_0"); see `unspoken.layout`.
         layers: One entry per layer held.
         rope: Whether the keys are turned to their positions (`applied`) or position-free (`removed`).
         spans: What the columns are; ranges over the columns of a full layer.

@@ -115,10 +115,18 @@ class Agent:
             for each, delivery in zip(made, deliveries, strict=True)
         )
 
-    def ask_cache(self, question: str, cache: KVCache, *, new_tokens: int = 64) -> Reply:
+    def ask_cache(
+        self, question: str, cache: KVCache, *, new_tokens: int = 64, bytes_moved: int | None = None
+    ) -> Reply:
         """Answer a question on top of a cache that came from elsewhere.
 
         A position-free cache is inserted into this agent's own turn; one with RoPE applied is continued from.
+
+        Args:
+            question: What is asked.
+            cache: The columns.
+            new_tokens: Most tokens of the answer.
+            bytes_moved: Payload the cache came in, if it was packed; by default that of its columns as they are.
 
         Raises:
             UsageError: If the question is empty.
@@ -126,7 +134,7 @@ class Agent:
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something.")
-        delivery = received(cache, self)
+        delivery = received(cache, self, bytes_moved)
         (reply,) = self.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
         return reply
 
@@ -195,11 +203,20 @@ class Session:
             new_tokens: Most tokens of the answer.
 
         Raises:
-            UsageError: If an agent is unknown, or text or question is empty.
+            UsageError: If an agent is unknown or to be asked about what it reads itself, or text or question is empty.
         """
         if not question.strip():
             raise UsageError("The question is empty.", "Ask something.")
-        asked = self._agent(receiver)
+        asked, texts = self._agent(receiver), self._texts(receiver, about, sender)
+        readings = tuple(self._read(self._agent(name), text) for name, text in texts.items())
+        delivery = self._channel.send([Request(readings, question)], asked)[0]
+        (reply,) = asked.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
+        senders = ", ".join(texts)
+        self.log.append(Event("ask", receiver, {"question": question, "sender": senders, "answer": reply.text}))
+        return reply
+
+    def _texts(self, receiver: str, about: str | Mapping[str, str], sender: str | None) -> Mapping[str, str]:
+        """Return the text of each sender by its name; nobody reads before all are known."""
         if isinstance(about, str):
             about = {sender or next(name for name in self._agents if name != receiver): about}
         elif sender is not None or not about:
@@ -207,12 +224,13 @@ class Session:
                 f"The texts of {list(about)} and the sender '{sender}' were given.",
                 "Name one sender or more with a text each, and no other sender.",
             )
-        readings = tuple(self._read(self._agent(name), text) for name, text in about.items())
-        delivery = self._channel.send([Request(readings, question)], asked)[0]
-        (reply,) = asked.answer([BRIEFLY.format(question=question.strip())], [delivery], Limits(new_tokens))
-        senders = ", ".join(about)
-        self.log.append(Event("ask", receiver, {"question": question, "sender": senders, "answer": reply.text}))
-        return reply
+        for name in about:
+            self._agent(name)
+        if receiver in about:
+            raise UsageError(
+                f"The agent '{receiver}' would be asked about a text that it reads itself.", "Name another sender."
+            )
+        return about
 
     def _read(self, sender: Agent, source: str) -> Reading:
         if (sender.name, source) not in self._readings:

@@ -16,7 +16,7 @@ from unspoken.channels.protocol import Delivery
 from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Limits, Piece, Prompt
 from unspoken.engines.transformers import TransformersEngine
-from unspoken.errors import UsageError
+from unspoken.errors import ContextOverflow, UsageError
 from unspoken.session import Agent
 from unspoken.transforms.place import place
 from unspoken.transforms.rope import ApplyRope
@@ -193,6 +193,20 @@ def test_what_is_read_again_needs_tokens_and_counts_their_bytes(deep: Transforme
         with pytest.raises(UsageError, match="did not tell the tokens"):
             composer(silent, receiver, 1)
     assert compose.align(silent, receiver).past.columns == receiver.prefix.columns + moved.tokens_skipped
+
+
+def test_more_segments_than_the_model_has_positions_are_refused_before_any_is_read_again(
+    deep: TransformersEngine, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each sender's text fits the model, all together do not.
+    receiver, text = Agent("vera", deep), "The mill is run by Anna. " * 10
+    read = senders(deep, [text] * 2)
+    monkeypatch.setattr(TransformersEngine, "through", None)
+    needed = receiver.prefix.columns + 2 * len(text)
+    assert needed > deep.spec.context
+    for channel in ("compose:blend@0.15", "compose:cacheblend@0.15"):
+        with pytest.raises(ContextOverflow, match=f"needs {needed} positions; .* was made for 512"):
+            deliver(channel, receiver, *read)
 
 
 def test_blend_on_an_engine_without_single_layers_is_refused_with_the_reason(

@@ -13,7 +13,7 @@ from unspoken.channels.text import WRITE, content
 from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Limits, Piece, Prompt, Turn
 from unspoken.engines.transformers import TransformersEngine
-from unspoken.errors import IncompatibleCache, UsageError
+from unspoken.errors import ContextOverflow, IncompatibleCache, UsageError
 from unspoken.session import Agent
 
 SOURCE = "The old mill is run by Anna."
@@ -72,6 +72,19 @@ def test_impossible_messages_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         deliver(channel, Agent("vera", deep), (Agent("lyra", deep), SOURCE))
+
+
+def test_messages_past_the_models_context_are_refused_before_they_are_written(
+    deep: TransformersEngine, deliver: Deliver
+) -> None:
+    vera = Agent("vera", deep)
+    with pytest.raises(ContextOverflow, match="was made for 512"):
+        deliver("embedding@1000000000", vera, (Agent("lyra", deep), SOURCE))
+    # A message that the sender has room for may be longer than what the receiver has left.
+    full = Agent("vera", deep, "x" * (deep.spec.context - len(vera.frame.before.token_ids)))
+    assert full.prefix.columns < deep.spec.context
+    with pytest.raises(ContextOverflow, match=f"needs {full.prefix.columns + 40} positions"):
+        deliver("embedding@40", full, (Agent("lyra", deep), SOURCE))
 
 
 def test_other_engines_and_models_are_refused(

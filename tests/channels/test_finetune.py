@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +13,29 @@ from unspoken.cache import KVCache
 from unspoken.channels.kv import content_columns
 from unspoken.channels.protocol import Delivery
 from unspoken.channels.text import content
+from unspoken.engines import gate
+from unspoken.engines.fake import FakeEngine
 from unspoken.engines.transformers import TransformersEngine
 from unspoken.engines.tuned import low_rank_copy
-from unspoken.errors import IncompatibleCache, UsageError
+from unspoken.errors import GateFailed, IncompatibleCache, UsageError
 from unspoken.session import Agent
 
 SOURCE = "The old mill is run by Anna. It was calm."
 Deliver = Callable[..., Delivery]
+
+
+class Other(FakeEngine):
+    """The fake model in an engine of another name."""
+
+    name = "other"
+
+
+class Mixes(Other):
+    """One whose values stand in another order."""
+
+    def prefill(self, *given: Any, **more: Any) -> KVCache:
+        made = super().prefill(*given, **more)
+        return KVCache(tuple(replace(each, values=each.values.flip(-1)) for each in made.layers), made.manifest)
 
 
 @pytest.fixture
@@ -101,6 +119,8 @@ def test_same_weights_give_the_plain_channel(deep: TransformersEngine, deliver: 
     [
         ("finetune:x", "'x' are no layers"),
         ("finetune:3-1", "'3-1' are no layers"),
+        ("finetune:²-³", "'²-³' are no layers"),
+        (f"finetune:0-{'9' * 5000}", "are no layers"),
         ("finetune:3-5", "no layer 5 among 5"),
         ("finetune@0.3", "no option 'amount'"),
     ],
@@ -116,6 +136,41 @@ def test_another_architecture_is_no_fine_tune(
     stranger = Agent("lyra", tiny_engine("qwen2", num_hidden_layers=5))
     with pytest.raises(IncompatibleCache, match=r"is no fine-tune of the same model .* family is qwen2"):
         deliver("finetune", Agent("vera", deep), (stranger, SOURCE))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_columns_of_an_engine_that_was_not_measured_are_refused(
+    seed: int, fake: FakeEngine, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_PAIRS", {})
+    vera, read = Agent("vera", fake), (Agent("lyra", Mixes(seed)), SOURCE)
+    # With the receiver's own weights the pair is measured, and found wrong; with other weights it cannot be.
+    message = "does not go on from caches" if seed == 0 else "goes on from caches of 'fake-0' made by other is not known"
+    with pytest.raises(GateFailed, match=message):
+        deliver("finetune", vera, read)
+
+
+def test_columns_of_an_engine_that_was_measured_are_taken(
+    fake: FakeEngine, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_PAIRS", {})
+    vera = Agent("vera", fake)
+    own, sisters = ((Agent("lyra", Other(seed)), SOURCE) for seed in (0, 1))
+    taken = deliver("finetune", vera, own)
+    assert taken.tokens_skipped == len(SOURCE)
+    assert "other to" in "".join(gate._PAIRS)
+    # What was learnt from the receiver's weights holds for a sister's.
+    assert deliver("finetune", vera, sisters).tokens_skipped == len(SOURCE)
+
+
+def test_engines_without_single_layers_are_refused_before_anything_is_packed(
+    fake: FakeEngine, deep: TransformersEngine, deliver: Deliver
+) -> None:
+    for channel in ("finetune:0-1", "finetune:1-1"):
+        with pytest.raises(UsageError, match="'finetune' needs single layers, and the engine 'fake'"):
+            deliver(channel, Agent("vera", fake), (Agent("lyra", FakeEngine(1)), SOURCE))
+    with pytest.raises(IncompatibleCache, match="family is fake"):
+        deliver("finetune:1-1", Agent("vera", deep), (Agent("lyra", fake), SOURCE))
 
 
 def test_the_copy_differs_by_so_much_in_so_few_directions(deep: TransformersEngine, sister: TransformersEngine) -> None:

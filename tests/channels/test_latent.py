@@ -13,7 +13,7 @@ from unspoken.channels.text import content
 from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Limits
 from unspoken.engines.transformers import TransformersEngine
-from unspoken.errors import UsageError
+from unspoken.errors import ContextOverflow, UsageError
 from unspoken.session import Agent
 
 SOURCE = "The old mill is run by Anna."
@@ -98,6 +98,17 @@ def test_what_cannot_be_thought_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         deliver(channel, Agent("vera", deep), (Agent("lyra", deep), SOURCE))
+
+
+def test_steps_past_the_models_context_are_refused_before_the_first(deep: TransformersEngine, deliver: Deliver) -> None:
+    lyra, vera = Agent("lyra", deep), Agent("vera", deep)
+    reading = lyra.read(SOURCE)
+    room = deep.spec.context - latent.thought(reading, 0, None).next_position
+    assert latent.thought(reading, room, None).next_position == deep.spec.context
+    with pytest.raises(ContextOverflow, match=f"needs {deep.spec.context + 1} positions"):
+        latent.thought(reading, room + 1, None)
+    with pytest.raises(ContextOverflow, match="was made for 512"):
+        deliver("latent@1000000000", vera, (lyra, SOURCE))
 
 
 def test_several_senders_and_engines_without_layers_are_refused(

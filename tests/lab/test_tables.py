@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from unspoken.channels import CHANNELS
+from unspoken.channels.activation import HOW
+from unspoken.channels.compose import COMPOSERS
+from unspoken.channels.scorers import SCORERS
 from unspoken.lab import tables
+from unspoken.lab.arms import CONTROLS
 
 
 def test_terminal_and_markdown_show_the_same_cells(usual: Any) -> None:
@@ -72,11 +77,43 @@ def test_rows_go_by_family() -> None:
         ("text@32", "at most 32 tokens, written by the sender not knowing the question"),
         ("text-asked@16", "at most 16 tokens, written by the sender knowing the question"),
         ("kv+int8", "the sender's cache of the text, sent as int8"),
-        ("need@0.3", "what the channel 'need@0.3' hands over"),
+        ("kv+bfloat16+blosc2", "the sender's cache of the text, sent as bfloat16+blosc2"),
+        ("need@0.3", "30 % of the sender's cache of the text: what the sender looks at for the question"),
+        ("need:random@0.15+int8", "15 % of the sender's cache of the text: columns drawn at random, sent as int8"),
+        ("need:backfill=2@0.3", "for the question, 2 directions of the rest added to the values"),
+        ("layers", "in 70 % of the layers"),
+        ("layers:published@0.3", "in 30 % of the layers; in the others the question can see ahead"),
+        ("layers:alpha=0.8@0.3", "in 30 % of the layers, attention counting for 0.8 in the choice"),
+        ("compose", "one behind the other"),
+        ("compose:legolink", "the first 16 tokens of each later one read again"),
+        ("compose:blend@0.15", "15 % of the tokens read again"),
+        ("latent", "0 steps of thought"),
+        ("latent:realign@20", "20 steps of thought without words, mapped back"),
+        ("embedding:temperature=0.5", "at most 32 mixtures of words, written by the sender not knowing the question"),
+        ("activation:sum@20", "added to its own"),
+        ("finetune", "a sender with other weights"),
+        ("finetune:10-19+int8", "other weights, its layers 10-19 computed anew, sent as int8"),
+        ("kv-half", "what the channel 'kv-half' hands over"),
+        ("need:opening@0.3+int8", "what the channel 'need:opening@0.3' hands over, sent as int8"),
+        ("kv:fast=1", "what the channel 'kv:fast=1' hands over"),
+        ("kv+", "what the channel 'kv' hands over"),
     ],
 )
 def test_what_was_received_in_words(arm: str, words: str) -> None:
     assert words in tables.received(arm)
+
+
+def test_every_channel_and_variant_has_a_sentence() -> None:
+    variants = {
+        "need": SCORERS.names(),
+        "layers": ("causal", "published"),
+        "compose": tuple(COMPOSERS),
+        "latent": ("realign",),
+        "activation": tuple(HOW),
+        "finetune": ("0-1",),
+    }
+    arms = [*CHANNELS, *CONTROLS, *(f"{name}:{each}" for name, found in variants.items() for each in found)]
+    assert [arm for arm in arms if "hands over" in tables.received(arm)] == []
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ class Activation:
         layers = receiver.engine.spec.layers
         layer = count(self.name, self.amount, max(1, int(DEPTH * layers)), least=1)
         if layer >= layers:
-            raise UsageError(f"There is no layer {layer} among {layers}.", f"Choose one from 1 to {layers - 1}.")
+            raise UsageError(
+                f"There is no layer {self.amount or layer} among {layers}.", f"Choose one from 1 to {layers - 1}."
+            )
         took = {"capture": reading.seconds}
         with stopwatch(took, "transform"):
             residual = entering(reading, layer).to(torch.bfloat16)

@@ -29,6 +29,7 @@ from unspoken.channels.kv import WIRE, arrived, called, sent
 from unspoken.channels.names import count, share
 from unspoken.channels.protocol import Delivery, Party, Readings, Request, once_per_source, stopwatch
 from unspoken.engines.capabilities import layered
+from unspoken.engines.checks import require_room
 from unspoken.engines.protocol import Onset, Piece, Prompt
 from unspoken.errors import UsageError
 from unspoken.manifest import Step
@@ -158,7 +159,8 @@ def _read_again(segments: Sequence[KVCache], receiver: Party, part: float | int,
     aligned = align(segments, receiver).past
     if not part:
         return Composed(aligned)
-    engine = layered(receiver.engine, "compose:blend")
+    engine, first_free = layered(receiver.engine, "compose:blend"), receiver.prefix.next_position
+    require_room(first_free, aligned.next_position - first_free, receiver.engine.spec)
     ids = [token for segment in segments for token in token_ids(segment)]
     at = torch.arange(receiver.prefix.columns, aligned.columns)
     positions, layers = aligned.positions[at].to(torch.int64), aligned.layers

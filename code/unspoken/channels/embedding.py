@@ -19,6 +19,7 @@ from unspoken.channels.names import count, labelled
 from unspoken.channels.protocol import Delivery, Party, Reading, Request, once_per_source, only, stopwatch
 from unspoken.channels.text import WRITE, content
 from unspoken.engines.capabilities import layered
+from unspoken.engines.checks import require_room
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
@@ -61,6 +62,7 @@ class Embedding:
             message = message.to(torch.bfloat16)
         prefix, engine = receiver.prefix, layered(receiver.engine, self.name)
         run = torch.arange(len(message))
+        require_room(prefix.next_position, len(message), prefix.spec)
         with stopwatch(took, "inject"):
             entering = message.to(engine.embeddings().dtype)
             _, layers = engine.through(entering, prefix.layers, prefix.columns + run, prefix.next_position + run)
@@ -91,6 +93,7 @@ def written(reading: Reading, most: int, temperature: float) -> Float[Tensor, "m
     table, head = engine.embeddings().detach(), engine.unembeddings().detach()
     ids = (content(reader, WRITE) + reader.frame.after).token_ids
     columns, position, run = cache.columns, cache.next_position, torch.arange(len(ids))
+    require_room(position, len(ids) + most, cache.spec)
     residuals, layers = engine.through(engine.embed(ids), cache.layers, columns + run, position + run)
     made: list[Tensor] = []
     for step in range(len(ids), len(ids) + most):

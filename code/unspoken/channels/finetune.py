@@ -6,6 +6,7 @@ residuals that entered the first of them at the sender's, and takes the other la
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from unspoken.cache import KVCache
 from unspoken.channels.compose import TOKEN_BYTES, token_ids
-from unspoken.channels.kv import WIRE, arrived, called, content_columns, position_bytes
+from unspoken.channels.kv import WIRE, arrived, called, content_columns, measured_for, position_bytes
 from unspoken.channels.protocol import Delivery, Party, Reading, Request, once_per_source, only, stopwatch
 from unspoken.engines.capabilities import layered
+from unspoken.engines.gate import require_pair
 from unspoken.errors import IncompatibleCache, UsageError
 from unspoken.manifest import Step, compare
 from unspoken.transforms.codecs import codec_named
@@ -54,13 +56,15 @@ class FineTune:
         )
 
     def _delivery(self, reading: Reading, receiver: Party) -> Delivery:
-        require_sister(reading.cache, receiver)
+        require_sister(reading, receiver)
         group, codec, took = self._group(), codec_named(self.codec), {"capture": reading.seconds}
         layers = receiver.engine.spec.layers
         if group.stop > layers:
             raise UsageError(
                 f"There is no layer {group.stop - 1} among {layers}.", f"Layers go from 0 to {layers - 1}."
             )
+        if group:
+            layered(receiver.engine, self.name)
         with stopwatch(took, "transform"):
             packed = codec.pack(content_columns(reading.cache))
             residuals = entering(reading, group.start).to(torch.bfloat16) if group.start and group else None
@@ -80,18 +84,23 @@ class FineTune:
     def _group(self) -> range:
         if self.variant is None:
             return range(0)
-        first, dash, last = self.variant.partition("-")
-        if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        found = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,6})", self.variant)
+        if found is None or int(found[1]) > int(found[2]):
             raise UsageError(f"'{self.variant}' are no layers.", "Write finetune:10-19, first and last.")
-        return range(int(first), int(last) + 1)
+        return range(int(found[1]), int(found[2]) + 1)
 
 
-def require_sister(cache: KVCache, receiver: Party) -> None:
-    """Refuse a cache of a model that differs in more than the values of its weights.
+def require_sister(reading: Reading, receiver: Party) -> None:
+    """Refuse a cache of a model that differs in more than the values of its weights, or of an engine not measured.
+
+    Between two engines other weights cannot be told from another order of coordinates: such a pair has to be known
+    from caches of the receiver's own weights.
 
     Raises:
         IncompatibleCache: With every other difference.
+        GateFailed: If another engine made the columns, and the pair is not known to pass.
     """
+    cache = reading.cache
     fatal = [each for each in compare(cache.spec, receiver.engine.spec) if each.severity == "fatal"]
     others = [each for each in fatal if each.field != "weights"]
     if others:
@@ -100,6 +109,10 @@ def require_sister(cache: KVCache, receiver: Party) -> None:
             f"'{cache.spec.name}' is no fine-tune of the same model as '{receiver.engine.spec.name}': {listed}.",
             "Use a fused channel between different models.",
         )
+    if not fatal:
+        measured_for(reading, receiver)
+    for engine in cache.manifest.engines():
+        require_pair(engine, receiver.engine)
 
 
 def entering(reading: Reading, layer: int) -> Float[Tensor, "content hidden"]:

@@ -22,6 +22,7 @@ from unspoken.channels.protocol import (
 )
 from unspoken.engines.gate import ensure_pair, require_pair
 from unspoken.manifest import require_compatible
+from unspoken.packed import Packed
 from unspoken.transforms import Codec, Transform
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.codecs import codec_named
@@ -41,6 +42,12 @@ def content_columns(cache: KVCache) -> KVCache:
     Nothing else of the sender travels: not its system prompt, not its chat header, not its sink.
     """
     return RemoveRope()(cache.span("content"))
+
+
+def packed_bytes(packed: Packed) -> int:
+    """Return the payload of a packed cache: keys and values as they are coded, and positions."""
+    positions = {tensor.numpy().tobytes() for name, tensor in packed.tensors.items() if name.endswith(".positions")}
+    return packed.bytes_held() + sum(map(len, positions))
 
 
 def wire_bytes(cache: KVCache) -> int:
@@ -240,15 +247,21 @@ def arrived(
     )
 
 
-def received(cache: KVCache, receiver: Party) -> Delivery:
+def received(cache: KVCache, receiver: Party, bytes_moved: int | None = None) -> Delivery:
     """Take in a cache that came from elsewhere: insert a position-free one, continue from any other.
+
+    Args:
+        cache: The columns.
+        receiver: Who gets them.
+        bytes_moved: Payload they came in, if they were packed (`packed_bytes`); by default that of the columns.
 
     Raises:
         IncompatibleCache: If another model made it.
         GateFailed: If another engine made it and the pair was not measured, see `engines.gate.ensure_pair`.
     """
     require_fitting(cache, receiver)
+    moved = wire_bytes(cache) if bytes_moved is None else bytes_moved
     if cache.manifest.rope == "removed":
-        return joined("kv", [cache], receiver, {}, wire_bytes(cache))
+        return joined("kv", [cache], receiver, {}, moved)
     own = Cast(receiver.engine.dtype)(cache)
-    return continued("kv-continue", own, receiver, Stages(), wire_bytes(cache))
+    return continued("kv-continue", own, receiver, Stages(), moved)

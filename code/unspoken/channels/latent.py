@@ -24,6 +24,7 @@ from unspoken.channels.names import count, labelled
 from unspoken.channels.protocol import Delivery, Party, Reading, Request, once_per_source, only, stopwatch
 from unspoken.channels.text import content
 from unspoken.engines.capabilities import Layered, layered
+from unspoken.engines.checks import require_room
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Prompt
 from unspoken.errors import UsageError
@@ -92,6 +93,7 @@ def thought(reading: Reading, steps: int, variant: str | None) -> KVCache:
     engine = layered(reader.engine, Latent.name)
     prompt = content(reader, THINK) + reader.frame.after
     ids, columns, position = prompt.token_ids, cache.columns, cache.next_position
+    require_room(position, len(ids) + steps, cache.spec)
     run = torch.arange(len(ids))
     residuals, layers = engine.through(engine.embed(ids), cache.layers, columns + run, position + run)
     matrix = realignment(engine) if variant == "realign" else None

@@ -67,6 +67,7 @@ def build_channel(text: str) -> Channel:
 
 def labelled(
     name: str,
+    /,
     *,
     variant: str | None = None,
     amount: float | int | str | None = None,
@@ -74,8 +75,9 @@ def labelled(
     **others: object,
 ) -> str:
     """Return a channel's name with options, as it is written in experiments; what is None is left out."""
-    parts = [name, *([variant] if variant else []), *(f"{key}={value}" for key, value in others.items() if value)]
-    return ":".join(parts) + (f"@{amount}" if amount is not None else "") + (f"+{codec}" if codec else "")
+    found = [f"{key}={_spelt(value)}" for key, value in others.items() if value is not None]
+    parts = [name, *([variant] if variant else []), *found]
+    return ":".join(parts) + (f"@{_spelt(amount)}" if amount is not None else "") + (f"+{codec}" if codec else "")
 
 
 def share(channel: str, amount: float | int | str | None, default: float | None = None) -> float:
@@ -92,8 +94,15 @@ def share(channel: str, amount: float | int | str | None, default: float | None 
     return value
 
 
-def count(channel: str, amount: float | int | str | None, default: int, least: int = 0) -> int:
+def count(channel: str, amount: float | int | str | None, default: int, least: int = 0, sign: str = "@") -> int:
     """Return an amount as a whole number.
+
+    Args:
+        channel: The channel's name, for messages.
+        amount: The number.
+        default: What is meant by none.
+        least: The smallest that will do.
+        sign: What stands between name and number.
 
     Raises:
         UsageError: If it is none, or less than the least.
@@ -102,13 +111,18 @@ def count(channel: str, amount: float | int | str | None, default: int, least: i
     if value is None or value != int(value) or value < least:
         raise UsageError(
             f"'{amount}' is no number for the channel '{channel}'.",
-            f"Write {channel}@{max(least, default)}: a whole number of {least} or more.",
+            f"Write {channel}{sign}{max(least, default)}: a whole number of {least} or more.",
         )
     return int(value)
 
 
 def _cut(parts: list[str]) -> list[tuple[str, str, str]]:
     return [part.partition("=") for part in parts]
+
+
+def _spelt(value: object) -> str:
+    """Return an option's value as text; Python writes 1e+16, and a plus begins a codec."""
+    return str(value).replace("+", "") if isinstance(value, float) else str(value)
 
 
 def _number(value: float | int | str | None) -> float | None:

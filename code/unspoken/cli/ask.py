@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from unspoken.cli.common import (
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
-    from unspoken.session import Reply
+    from unspoken.session import Agent, Reply
 
 SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7", "sender-8")
 
@@ -67,29 +68,62 @@ def ask(
         raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
-    if any("\ud800" <= letter <= "\udfff" for letter in question):  # How bytes that are no text get here.
-        raise UsageError("The question is not UTF-8 text.", "Type it again, in a terminal set to UTF-8.")
+    require_text(question, "question")
+    for each in (name, *sender):
+        require_text(each, "agent's name")
     if cache_file is not None:
         from unspoken.cachefile import peek
 
         peek(cache_file)  # A bad file is told at once, not after the model has loaded.
-    texts = dict(zip(senders(sender, len(about), name), map(read_text, about), strict=True))
+    documents, names = read_texts(about), senders(sender, len(about), name)
     loaded, _ = opened(model, engine, loading)
-    from unspoken.session import Session
-
     answering = agent(name, card, loaded)
     if cache_file is not None:
-        from unspoken.api import open_to
-        from unspoken.cachefile import read_cache
-
-        cache = read_cache(cache_file)
-        require_whole(cache)
-        open_to(cache, model, loaded)
-        reply = answering.ask_cache(question, cache, new_tokens=tokens)
+        reply = from_file(answering, question, cache_file, model, tokens)
     else:
-        talk = Session(*(agent(each, None, loaded) for each in texts), answering, channel=channel)
+        from unspoken.session import Session
+
+        if not sender:
+            names = senders((), len(about), answering.name)  # A card may bring another name.
+        talk = Session(*(agent(each, None, loaded) for each in names), answering, channel=channel)
+        texts = dict(zip(names, documents, strict=True))
         reply = talk.ask(answering.name, question, about=texts, new_tokens=tokens)
     show(reply, as_json)
+
+
+def from_file(answering: Agent, question: str, file: str, model: str, tokens: int) -> Reply:
+    """Return an agent's answer on top of a cache file; what it cost is the payload that lies in the file."""
+    from unspoken.api import open_to
+    from unspoken.cachefile import read_packed
+    from unspoken.channels.kv import packed_bytes
+    from unspoken.transforms.codecs import codec_named
+
+    packed = read_packed(file)
+    cache = codec_named(packed.manifest.dtype).unpack(packed)
+    require_whole(cache)
+    open_to(cache, model, answering.engine)
+    return answering.ask_cache(question, cache, new_tokens=tokens, bytes_moved=packed_bytes(packed))
+
+
+def read_texts(paths: Sequence[str]) -> list[str]:
+    """Return the content of text files.
+
+    Raises:
+        UsageError: If standard input stands for two of them.
+    """
+    if paths.count("-") > 1:
+        raise UsageError("Standard input can be read once only.", "Give --about - once, and files for the rest.")
+    return [read_text(each) for each in paths]
+
+
+def require_text(given: str, what: str) -> None:
+    """Refuse bytes that are no text, which get here as lone surrogates.
+
+    Raises:
+        UsageError: If there are some.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in given):
+        raise UsageError(f"The {what} is not UTF-8 text.", "Type it again, in a terminal set to UTF-8.")
 
 
 def senders(given: tuple[str, ...], documents: int, receiver: str) -> tuple[str, ...]:
@@ -118,6 +152,7 @@ def show(reply: Reply, as_json: bool) -> None:
                 "bytes_moved": delivery.bytes_moved,
                 "tokens_prefilled": delivery.tokens_prefilled,
                 "tokens_skipped": delivery.tokens_skipped,
+                "recomputed": delivery.recomputed,
                 "seconds": asdict(delivery.seconds) | {"total": delivery.seconds.total},
                 "lossy": delivery.lossy,
                 "lineage": [msgspec.to_builtins(step) for step in delivery.lineage],

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import msgspec
 
-from unspoken.cachefile.header import peek, printable
+from unspoken.cachefile.header import Header, peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
 from unspoken.layout import FLOATS
-from unspoken.manifest import Manifest, Step
+from unspoken.manifest import Step
 
 
 @click.command()
@@ -28,7 +28,7 @@ def inspect(file: str, as_json: bool) -> None:
         "made by": f"agent '{cache.sender or 'unknown'}' on {spec.name} ({spec.family}); names prove nothing",
         "weights": f"{spec.weights} (fingerprint)",
         "holds": f"{len(cache.layers)} layers of {', '.join(map(str, columns))} columns, "
-        f"{spec.kv_heads} heads of {spec.head_dim}, {_stored(cache)}",
+        f"{spec.kv_heads} heads of {spec.head_dim}, {_stored(header)}",
         "positions": "position-free, ready to insert"
         if cache.rope == "removed"
         else "at the sender's positions, ready to continue",
@@ -42,12 +42,15 @@ def inspect(file: str, as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {printable(value)}")
 
 
-def _stored(cache: Manifest) -> str:
-    """Return the element type, with what a packed cache takes when it is unpacked."""
+def _stored(header: Header) -> str:
+    """Return the element type; of a packed cache also what it takes as bfloat16's share, and when it is unpacked."""
+    cache = header.manifest.cache
     if cache.dtype in FLOATS:
         return cache.dtype
     numbers = 2 * cache.spec.kv_heads * cache.spec.head_dim * sum(layer.columns for layer in cache.layers)
-    return f"packed as {cache.dtype} ({human_bytes(4 * numbers)} of float32 when unpacked)"
+    held = sum(each.stop - each.start for name, each in header.tensors.items() if not name.endswith(".positions"))
+    share = f"{held / (2 * numbers):.2f} of bfloat16's bytes; " if numbers else ""
+    return f"packed as {cache.dtype} ({share}{human_bytes(4 * numbers)} of float32 when unpacked)"
 
 
 def _told(step: Step) -> str:

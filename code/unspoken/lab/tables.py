@@ -11,8 +11,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.lab.arms import CONTROLS
+from unspoken.lab.received import received
 
 Number = int | float
 Shown = Callable[[Number | None], str]
@@ -25,17 +25,6 @@ FAMILIES: dict[Family, str] = {
     "control": "controls: nothing, or a wrong cache",
 }
 STYLES: dict[Family, str] = {"text": "dark_orange3", "content": "bold dodger_blue1", "control": "bright_black"}
-RECEIVED = {
-    "none": "only the question",
-    "full-text": "the whole text, which it reads itself",
-    "kv": "the sender's cache of the text",
-    "kv-continue": "the sender's whole cache, instructions and all",
-    "kv-deranged": "the cache of another text",
-    "kv-zero": "as large a cache, all zeros",
-    "kv-random": "as large a cache of noise with the right mean and spread",
-    "kv-self": "its own cache of an equally long text that says nothing",
-    "kv-shifted": "the right cache, its keys turned to wrong positions",
-}
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -178,17 +167,6 @@ def family(arm: str) -> Family:
     if arm == "none" or arm in CONTROLS.names():
         return "control"
     return "text" if arm == "full-text" or arm.startswith("text") else "content"
-
-
-def received(arm: str) -> str:
-    """Say in plain words what the receiver gets in an arm, besides the question."""
-    whole, _, packing = arm.partition("+")
-    name, _, amount = whole.partition("@")
-    if name in ("text", "text-asked"):
-        knowing = "knowing the question" if name == "text-asked" else "not knowing the question"
-        return f"a message of at most {amount or UNCAPPED_TOKENS} tokens, written by the sender {knowing}"
-    words = RECEIVED.get(whole, f"what the channel '{whole}' hands over")
-    return f"{words}, sent as {packing}" if packing else words
 
 
 def rate(of: Mapping[str, Any]) -> dict[str, Number | None]:
