@@ -1,6 +1,6 @@
 """The generated parts of README.md, ROADMAP.md and docs/: tables and figures made from committed runs.
 
-README.md and ROADMAP.md hold cog blocks that call the functions below. Run as a program, this writes the
+README.md, ROADMAP.md and some of docs/ hold cog blocks that call the functions below. Run as a program, this writes the
 figures; with --check it fails where a figure differs from the one the committed run gives.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def link(folder: Path) -> str:
     """Return a Markdown link to a run folder."""
     path = folder.relative_to(ROOT)
     return f"[{path}]({path})"
+
+
+def from_docs(text: str) -> str:
+    """Return a text for a page in docs/, from where results/ is one folder further up."""
+    return text.replace("](results/", "](../results/").replace("](docs/", "](")
 
 
 def prove_table() -> str:
@@ -182,6 +188,84 @@ def frontier_table(cells: str = "", experiment: str = "frontier") -> str:
     """Return what each arm of a sweep reaches for its bytes, a table for each cell with a text in its name."""
     from unspoken.lab.tables import frontier_markdown
 
+    return _by_cell(experiment, frontier_markdown, cells)
+
+
+def frontier_section(cells: str) -> str:
+    """Return the README's figure of the newest `frontier` and the tables of some of its cells."""
+    table = frontier_table(cells)
+    if newest_sweep("frontier") is None:
+        return table
+    alt = "Score of every arm against the bytes it moves, with 95 % intervals, a panel for each task and model"
+    return f"![{alt}]({FRONTIER.relative_to(ROOT)})\n\n{table}"
+
+
+def compose_table(cells: str = "") -> str:
+    """Return what each way to compose reaches, and how much it reads again for that, a table for each cell."""
+    return _by_cell("compose", _costs, cells)
+
+
+def channels_table(cells: str = "") -> str:
+    """Return what the other ways of handing over reach, a table for each cell of the newest `channels`."""
+    return _by_cell("channels", _costs, cells)
+
+
+def masking_table() -> str:
+    """Return what whole layers reach with a mask for each and with the published one, a line for each cell."""
+    from unspoken.lab.tables import rows
+
+    run = newest_sweep("frontier")
+    if run is None:
+        return "No run of `frontier` is committed yet."
+    folder, metrics = run
+    arms = ("layers@0.7", "layers:published@0.7", "layers@0.3", "layers:published@0.3")
+    lines = [f"| cell, score in % [95 % interval] | {' | '.join(f'`{arm}`' for arm in arms)} |"]
+    lines.append(f"|---|{'---:|' * len(arms)}")
+    for key, of in metrics["cells"].items():
+        score = {row.arm: row.cells["score"].text for row in rows(of)}
+        name = f"{key} (pilot)" if of["pilot"] else key
+        lines.append(f"| {name} | {' | '.join(score.get(arm, '-') for arm in arms)} |")
+    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def codecs_table() -> str:
+    """Return what each codec weighs, loses and takes: the newest run of `bench codecs` with each model."""
+    runs = sorted((ROOT / "results" / "bench-codecs").glob("*/metrics.json"))
+    found = {run["model"]: (path.parent, run) for path in runs for run in [json.loads(path.read_text("utf-8"))]}
+    if not found:
+        return "No run of `bench codecs` is committed yet."
+    parts = []
+    for model, (folder, run) in found.items():
+        parts += [
+            f"**{model}** ({run['tokens']:,} tokens packed, {run['following']:,} predicted behind them)",
+            "",
+            "| codec | bytes per token | of bfloat16's | KL mean, nats | KL max, nats | same next token, % "
+            "| pack, GB/s | unpack, GB/s |",
+            f"|---|{'---:|' * 7}",
+        ]
+        for row in run["rows"]:
+            parts.append(
+                f"| {row['codec']} | {row['bytes'] / run['tokens']:,.0f} | {row['bytes_ratio_bf16']:.3f} "
+                f"| {row['kl_mean']:.1e} | {row['kl_max']:.1e} | {100 * row['top1_agreement']:.1f} "
+                f"| {row['encode_gb_per_s']:.2f} | {row['decode_gb_per_s']:.2f} |"
+            )
+        parts += ["", f"Run: {link(folder)}.", ""]
+    return "\n".join(parts[:-1])
+
+
+def phase_three_runs() -> str:
+    """Return links to the newest runs of phase 3, a line for each of its commands."""
+    lines = []
+    for experiment in ("frontier", "compose", "channels"):
+        run = newest_sweep(experiment)
+        lines.append(f"- `unspoken run experiments/{experiment}.yaml`: {'not yet' if run is None else link(run[0])}")
+    benches = sorted((ROOT / "results" / "bench-codecs").glob("*/metrics.json"))
+    links = ", ".join(link(path.parent) for path in benches)
+    return "\n".join([*lines, f"- `unspoken bench codecs`: {links or 'not yet'}"])
+
+
+def _by_cell(experiment: str, table: Callable[[dict[str, Any]], str], cells: str) -> str:
+    """Return a table for each cell of the newest sweep with a text in its name; one line if there is no sweep yet."""
     run = newest_sweep(experiment)
     if run is None:
         return f"No run of `{experiment}` is committed yet."
@@ -191,8 +275,33 @@ def frontier_table(cells: str = "", experiment: str = "frontier") -> str:
         if cells in key:
             asked = f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
             parts += [f"**{key}** ({asked}; score: {'F1' if of.get('measure') == 'f1' else 'right answers'})", ""]
-            parts += [frontier_markdown(of)]
+            parts += [table(of)]
     return "\n".join([*parts, f"Run: {link(folder)}."])
+
+
+def _costs(metrics: dict[str, Any]) -> str:
+    """Return score, PGR, share read again and time of each arm, as a Markdown table."""
+    from unspoken.lab.tables import MISSING, percent, rows
+
+    shown = ["bytes", "score", "pgr_interval", "gain_interval", "again", "total"]
+    titles = {
+        "bytes": "bytes moved",
+        "score": "score, % [95 % interval]",
+        "pgr_interval": "PGR, % [95 % interval]",
+        "gain_interval": "content gain, points [95 % interval]",
+        "again": "read again, %",
+        "total": "total, s",
+    }
+    if not metrics.get("gain"):
+        shown.remove("gain_interval")
+    lines = [f"| arm | {' | '.join(titles[key] for key in shown)} |", f"|---|{'---:|' * len(shown)}"]
+    for row in rows(metrics):
+        of = metrics["arms"][row.arm]
+        # What did not come as columns was not read again either.
+        again = {"again": percent(of["recomputed"]) if of.get("tokens_skipped") else MISSING}
+        texts = again | {key: cell.text for key, cell in row.cells.items()}
+        lines.append(f"| {row.arm} | {' | '.join(texts[key].strip() for key in shown)} |")
+    return "\n".join([*lines, ""])
 
 
 def figure() -> str:

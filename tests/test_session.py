@@ -57,6 +57,56 @@ def test_any_agent_may_send(fake: FakeEngine) -> None:
     assert [event.agent for event in talk.log if event.kind == "read"] == ["vera", "cc"]
 
 
+@pytest.mark.parametrize("channel", ["kv", "kv+int8", "compose:align", "compose:legolink@4", "full-text", "text"])
+@pytest.mark.parametrize("order", [("lyra", "cc"), ("cc", "lyra")])
+def test_an_agent_is_asked_about_what_several_have_read(fake: FakeEngine, channel: str, order: tuple[str, str]) -> None:
+    talk = Session(*(Agent(name, fake) for name in ("lyra", "vera", "cc")), channel=channel)
+    parts = {"lyra": "The old mill is run by Anna.", "cc": " The new mill is run by Bob."}
+    about = {name: parts[name] for name in order}
+    reply = talk.ask("vera", "Who runs the new mill?", about=about)
+    assert reply.text == "Bob"
+    assert talk.ask("vera", "Who runs the old mill?", about=about).text == "Anna"
+    delivery, whole = reply.delivery, "".join(about.values())
+    assert delivery.past is not None
+    ids = delivery.past.manifest.token_ids or ()
+    heard = delivery.message if channel == "text" else fake.decode(ids)
+    assert heard is not None
+    # The receiver gets them in the order in which they were named; messages stand apart.
+    assert heard.replace("\n\n", " ").replace("  ", " ").endswith(whole.strip())
+    if delivery.message is None:
+        assert delivery.tokens_skipped == len(whole)
+        alone = [talk.ask("vera", "Who?", about={name: text}).delivery.bytes_moved for name, text in about.items()]
+        assert delivery.bytes_moved == sum(alone)
+    names = ", ".join(order)
+    assert talk.log[:4] == [
+        *(Event("read", name, {"source": parts[name]}) for name in order),
+        Event("ask", "vera", {"question": "Who runs the new mill?", "sender": names, "answer": "Bob"}),
+        Event("ask", "vera", {"question": "Who runs the old mill?", "sender": names, "answer": "Anna"}),
+    ]
+
+
+def test_two_senders_of_one_text_read_it_each_for_itself(fake: FakeEngine) -> None:
+    talk = Session(*(Agent(name, fake) for name in ("lyra", "vera", "cc")))
+    reply = talk.ask("vera", "Who runs the old mill?", about={"lyra": REPORT, "cc": REPORT})
+    assert reply.text == "Anna"
+    assert reply.delivery.tokens_skipped == 2 * len(REPORT)
+    assert [event.agent for event in talk.log] == ["lyra", "cc", "vera"]
+
+
+def test_several_senders_that_cannot_be_are_refused_before_anybody_reads(fake: FakeEngine) -> None:
+    talk = Session(*(Agent(name, fake) for name in ("lyra", "vera", "cc")))
+    for about, sender, message in (
+        ({}, None, r"texts of \[\] and the sender 'None'"),
+        ({"lyra": REPORT}, "lyra", r"texts of \['lyra'\] and the sender 'lyra' were given"),
+        ({"lyra": REPORT, "bob": REPORT}, None, "no agent 'bob'"),
+        ({"lyra": REPORT, "vera": REPORT}, None, "'vera' would be asked about a text that it reads itself"),
+        (REPORT, "vera", "'vera' would be asked about a text that it reads itself"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            talk.ask("vera", "Who?", about=about, sender=sender)
+    assert talk.log == []
+
+
 def test_an_answer_ends_at_its_token_limit(talk: Session) -> None:
     assert talk.ask("vera", "Who runs the old mill?", about=REPORT, new_tokens=2).text == "An"
 
@@ -125,6 +175,10 @@ def test_an_agent_answers_on_a_cache_from_elsewhere(fake: FakeEngine) -> None:
     cache = lyra.read(REPORT).cache
     for given in (cache, content_columns(cache)):
         assert vera.ask_cache("Who runs the new mill?", given).text == "Bob"
+        assert vera.ask_cache("Who?", given, bytes_moved=7).delivery.bytes_moved == 7
+        # As it is, the columns themselves move: four bytes of float32 for each number, and a position for each column.
+        numbers = given.columns * fake.spec.elements_per_column()
+        assert vera.ask_cache("Who?", given).delivery.bytes_moved == 4 * (numbers + given.columns)
     with pytest.raises(UsageError, match="question is empty"):
         vera.ask_cache(" ", cache)
 

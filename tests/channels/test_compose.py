@@ -201,7 +201,7 @@ def test_more_segments_than_the_model_has_positions_are_refused_before_any_is_re
     # Each sender's text fits the model, all together do not.
     receiver, text = Agent("vera", deep), "The mill is run by Anna. " * 10
     read = senders(deep, [text] * 2)
-    monkeypatch.setattr(TransformersEngine, "through", None)
+    monkeypatch.setattr(TransformersEngine, "through", lambda *_: pytest.fail("a layer was run"))
     needed = receiver.prefix.columns + 2 * len(text)
     assert needed > deep.spec.context
     for channel in ("compose:blend@0.15", "compose:cacheblend@0.15"):

@@ -145,8 +145,7 @@ def test_columns_of_an_engine_that_was_not_measured_are_refused(
     monkeypatch.setattr(gate, "_PAIRS", {})
     vera, read = Agent("vera", fake), (Agent("lyra", Mixes(seed)), SOURCE)
     # With the receiver's own weights the pair is measured, and found wrong; with other weights it cannot be.
-    message = "does not go on from caches" if seed == 0 else "goes on from caches of 'fake-0' made by other is not known"
-    with pytest.raises(GateFailed, match=message):
+    with pytest.raises(GateFailed, match=("does not go on from caches", "made by other is not known")[seed]):
         deliver("finetune", vera, read)
 
 

@@ -121,8 +121,7 @@ def test_a_channel_of_any_options_is_made_or_refused(name: str, options: list[tu
     written = name + "".join(mark + value for mark, value in options)
     try:
         made = build_channel(written)
-    except UsageError as error:
-        assert error.hint
+    except UsageError:
         assert options
     else:
         assert isinstance(made, CHANNELS.load(name))

@@ -96,8 +96,8 @@ def test_the_same_as_json(unspoken: Program, made: Path, tmp_path: Path) -> None
     assert checked == {"sound": True, "mismatches": []}
     asked = unspoken("ask", ASKED, "--cache", file, "--engine", "fake", "--json").data
     assert asked.keys() == {
-        "answer", "channel", "bytes_moved", "tokens_prefilled", "tokens_skipped", "seconds", "lossy", "lineage",
-        "message",
+        "answer", "channel", "bytes_moved", "tokens_prefilled", "tokens_skipped", "recomputed", "seconds", "lossy",
+        "lineage", "message",
     }  # fmt: skip
     assert (asked["answer"], asked["channel"], asked["tokens_skipped"]) == ("Anna", "kv", 60)
     assert asked["seconds"]["total"] == pytest.approx(

@@ -94,7 +94,8 @@ def _effects(table: Table, arms: Sequence[str], compared: Mapping[str, float]) -
     if "kv-deranged" in known:
         result["gain"] = {arm: _gain(table, arm, "kv" in known) for arm in arms if family(arm) == "content"}
     if "none" in known:
-        controls = [arm for arm in arms if family(arm) == "control" and arm != "none"]
+        # One vector can hardly carry a text, so the claim is held to the same test.
+        controls = [arm for arm in arms if arm != "none" and (family(arm) == "control" or arm.startswith("activation"))]
         result["controls_equal_none"] = {arm: _equivalence(table, arm, "none") for arm in controls}
     if {"kv", "full-text"} <= known:
         result["kv_equals_full_text"] = _equivalence(table, "kv", "full-text")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unspoken.cache import KVCache
 from unspoken.errors import UsageError
-from unspoken.layout import Part, parts
+from unspoken.layout import FLOATS, PACKED, Part, parts
 from unspoken.packed import ELEMENTS, Packed
 from unspoken.transforms import Codec
 
@@ -23,12 +23,17 @@ class Blosc2:
     tenths.
 
     Raises:
-        UsageError: If the package `blosc2` is not installed.
+        UsageError: If the package `blosc2` is not installed, or the codec is none of this package's own.
     """
 
     codec: Codec
 
     def __post_init__(self) -> None:
+        if self.codec.name not in (*FLOATS, *PACKED):  # Compressed tensors have no shape; only these are known here.
+            raise UsageError(
+                f"The lossless stage 'blosc2' does not know what tensors the codec '{self.codec.name}' makes.",
+                f"Leave '+blosc2' out, or choose one of {', '.join((*FLOATS, *PACKED))}.",
+            )
         _library()
 
     @property
