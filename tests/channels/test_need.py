@@ -92,8 +92,19 @@ def test_needs_of_one_batch_do_not_meet(deep: TransformersEngine) -> None:
     one, other = lyra.read(SOURCE), lyra.read("Rain fell on the inn. Silk is sold there.")
     needs = [Wanted(one, QUESTION), Wanted(other, "What is sold?"), Wanted(one, "From where comes the mail?")]
     together = Attention().scores(needs)
-    for each, alone in zip(together, needs, strict=True):
+    for each, (reading, question) in zip(together, needs, strict=True):
+        alone = Wanted(lyra.read(reading.source), question)
         assert torch.allclose(each, Attention().scores([alone])[0], atol=1e-4)
+
+
+def test_a_question_is_put_to_a_reading_once(deep: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Agent("lyra", deep).read(SOURCE)
+    needs = [Wanted(reading, QUESTION), Wanted(reading, "From where comes the mail?"), Wanted(reading, QUESTION)]
+    first = Attention().scores(needs)
+    assert first[0] is first[2]
+    monkeypatch.setattr(TransformersEngine, "attention", lambda *_: pytest.fail("it was looked at before"))
+    again = Attention().scores(needs)
+    assert [a is b for a, b in zip(first, again, strict=True)] == [True] * 3
 
 
 def test_sentences_end_where_they_do(fake: FakeEngine) -> None:

@@ -129,7 +129,7 @@ def test_documents_and_senders_that_cannot_be_are_told(
 
 
 @pytest.mark.parametrize(("mode", "channel"), [((), "kv"), (("--whole",), "kv-continue")])
-@pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8", "int4", "q8_0", "q4_0"])
+@pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8", "int4"])
 def test_what_moves_from_a_file_is_what_lies_in_it(
     unspoken: Program, made: Path, tmp_path: Path, wire: str, mode: tuple[str, ...], channel: str
 ) -> None:
@@ -145,26 +145,23 @@ def test_what_moves_from_a_file_is_what_lies_in_it(
     assert told["channel"] == channel
     assert told["tokens_skipped"] == columns
     full = columns * NUMBERS * 4
-    assert payload == full / 2 if wire == "bfloat16" else payload < full if wire != "float32" else payload == full
+    assert payload < full / 2 if wire.startswith("int") else payload == full / {"float32": 1, "bfloat16": 2}[wire]
     if wire in ("int8", "bfloat16", "float32"):
         assert told["answer"] == "Anna"
     assert told["lossy"] == (wire != "float32" or channel == "kv")
 
 
-@pytest.mark.parametrize("wire", ["int8", "int4", "q8_0", "q4_0"])
+@pytest.mark.parametrize(("wire", "code_bytes"), [("int8", 1), ("int4", 0.5)])
 def test_a_packed_file_is_shown_with_its_share_of_bfloat16(
-    unspoken: Program, made: Path, tmp_path: Path, wire: str
+    unspoken: Program, made: Path, tmp_path: Path, wire: str, code_bytes: float
 ) -> None:
-    file = tmp_path / "a.kv.safetensors"
+    file, columns = tmp_path / "a.kv.safetensors", len(DOCUMENT)
     unspoken("capture", made / "doc.txt", "--out", file, "--wire", wire, *FAKE)
-    full = len(DOCUMENT) * NUMBERS * 2
-    payload = sum(each.stop - each.start for name, each in peek(file).tensors.items() if "positions" not in name)
+    # A scale and a minimum, of two bytes each: in each layer and head one for each channel of keys, as one group takes
+    # all tokens, and one for each token of values.
+    payload, full = columns * NUMBERS * code_bytes + 4 * 2 * 2 * (8 + columns), columns * NUMBERS * 2
     shown = unspoken("inspect", file).out
     assert f"packed as {wire} ({payload / full:.2f} of bfloat16's bytes; {full * 2 / 1000:.1f} kB of float32" in shown
-    # ggml's blocks of 32 values take 34 and 18 bytes.
-    expected = {"q8_0": "0.53", "q4_0": "0.28"}.get(wire)
-    if expected:
-        assert f"packed as {wire} ({expected} of" in shown
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +35,8 @@ BRIEFLY = " Answer briefly."
 PROBE = "\n\n{question}" + BRIEFLY
 STEM = "Answer:"
 PROBE_TOKENS = 8
+# The same question in another share or codec is not worth another reading; gone with the reading itself.
+_SCORED: WeakKeyDictionary[Reading, dict[str, Tensor]] = WeakKeyDictionary()
 _END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"')\]\u201d\u2019]*$")
 
 
@@ -71,7 +74,19 @@ class Attention:
     sentences = True
 
     def scores(self, needs: Sequence[Need]) -> list[Float[Tensor, "layers columns"]]:
-        """Let each sender answer, all in one batch, and then look at what it attended to."""
+        """Let each sender answer, all in one batch, and look at what it attended to; what was asked before is kept."""
+        unknown = {
+            (id(reading), question): Need(reading, question)
+            for reading, question in needs
+            if question not in _SCORED.get(reading, {})
+        }
+        if unknown:
+            fresh = list(unknown.values())
+            for (reading, question), made in zip(fresh, self._made(fresh), strict=True):
+                _SCORED.setdefault(reading, {})[question] = made
+        return [_SCORED[reading][question] for reading, question in needs]
+
+    def _made(self, needs: Sequence[Need]) -> list[Float[Tensor, "layers columns"]]:
         turns = [Turn(_probe(reading.reader, question), reading.cache) for reading, question in needs]
         engine = needs[0].reading.reader.engine
         shown = attentive(engine, "need")
