@@ -163,8 +163,9 @@ def test_columns_of_an_engine_that_was_measured_are_taken(
 
 
 def test_engines_without_single_layers_are_refused_before_anything_is_packed(
-    fake: FakeEngine, deep: TransformersEngine, deliver: Deliver
+    fake: FakeEngine, deep: TransformersEngine, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("unspoken.channels.finetune.content_columns", lambda _: pytest.fail("columns were taken"))
     for channel in ("finetune:0-1", "finetune:1-1"):
         with pytest.raises(UsageError, match="'finetune' needs single layers, and the engine 'fake'"):
             deliver(channel, Agent("vera", fake), (Agent("lyra", FakeEngine(1)), SOURCE))

@@ -164,6 +164,31 @@ def test_a_packed_file_is_shown_with_its_share_of_bfloat16(
     assert f"packed as {wire} ({payload / full:.2f} of bfloat16's bytes; {full * 2 / 1000:.1f} kB of float32" in shown
 
 
+def test_packed_files_of_what_cannot_be_gone_on_from_are_told_in_one_sentence(
+    unspoken: Program, made: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from unspoken.cache import KVCache, KVLayer
+    from unspoken.cachefile import read_cache, write_cache
+    from unspoken.manifest import Step
+    from unspoken.transforms.select import keep
+
+    sound = read_cache(made / "good.kv.safetensors")
+    far = [KVLayer(each.index, each.keys, each.values, each.positions.clone()) for each in sound.layers]
+    for layer in far:
+        layer.positions[-1] = 2**31 - 1
+    odd = {
+        "positions; 'smollm2-135m' was made for 4096": KVCache(tuple(far), sound.manifest),
+        "'fake' keeps one position for all layers": keep(sound, [torch.arange(5), torch.arange(3, 8)], Step("odd")),
+        "holds 1 of the 2 layers": KVCache.build(sound.layers[:1], sound.spec, rope="removed"),
+    }
+    for problem, cache in odd.items():
+        for wire in ("int8", "int4"):
+            write_cache(cache, tmp_path / "odd.kv", wire)
+            clear(unspoken("ask", ASKED, "--cache", tmp_path / "odd.kv", *FAKE), problem)
+
+
 @pytest.fixture
 def ask(
     unspoken: Program,

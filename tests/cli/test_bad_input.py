@@ -117,6 +117,10 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     ),
     "impossible share": (_about("--channel", "need@1.5"), "'1.5' is no share"),
     "need without attention": (_about("--channel", "need@0.3"), "needs attention weights, and the engine 'fake'"),
+    "a channel for a file": (
+        lambda made, into: ("ask", "Who?", "--cache", into / "x.kv", "--channel", "kv", *FAKE),
+        "is not handed over by 'kv'",
+    ),
     "unknown way to compose": (_about("--channel", "compose:glue"), "no way 'glue' to compose"),
     "missing card": (_about("--card", "/no/card.yaml"), "card /no/card.yaml cannot be read"),
     "card that is no YAML": (_card("a: [b"), "is not YAML"),

@@ -189,7 +189,7 @@ def test_caches_that_are_not_whole_are_refused(fake: FakeEngine, content: Prompt
     uneven = KVCache.build([cache.layers[0], cache.slice(0, 2).layers[1]], fake.spec)
     for bad in (RemoveRope()(cache), KVCache.build(cache.layers[:1], fake.spec), uneven):
         for use in (fake.prefill, fake.logits, lambda prompt, past: fake.generate([Turn(prompt, past)], Limits())):
-            with pytest.raises(IncompatibleCache, match="Apply RoPE and keep|keeps one position for all layers"):
+            with pytest.raises(IncompatibleCache, match=r"Apply RoPE and keep|keeps one position for all layers"):
                 use(question, bad)
 
 

@@ -143,15 +143,17 @@ def legolink(segments: Sequence[KVCache], receiver: Party, tokens: float | int) 
 
 def cacheblend(segments: Sequence[KVCache], receiver: Party, part: float | int) -> Composed:
     """Read the tokens again whose values in the second layer differ most from those that came."""
-    return _read_again(segments, receiver, part, squared_distance)
+    return _read_again("cacheblend", segments, receiver, part, squared_distance)
 
 
 def blend(segments: Sequence[KVCache], receiver: Party, part: float | int) -> Composed:
     """Read the tokens again that differ most together with their neighbours, relative to the size of their values."""
-    return _read_again(segments, receiver, part, relative_with_neighbours)
+    return _read_again("blend", segments, receiver, part, relative_with_neighbours)
 
 
-def _read_again(segments: Sequence[KVCache], receiver: Party, part: float | int, rank: Ranking) -> Composed:
+def _read_again(
+    variant: str, segments: Sequence[KVCache], receiver: Party, part: float | int, rank: Ranking
+) -> Composed:
     """Read all tokens again in the first two layers, then those that rank highest alone.
 
     Each sees the columns before it as they are by then. With a share of 1 that is joint prefill, with 0 it is `align`.
@@ -159,7 +161,7 @@ def _read_again(segments: Sequence[KVCache], receiver: Party, part: float | int,
     aligned = align(segments, receiver).past
     if not part:
         return Composed(aligned)
-    engine, first_free = layered(receiver.engine, "compose:blend"), receiver.prefix.next_position
+    engine, first_free = layered(receiver.engine, f"compose:{variant}"), receiver.prefix.next_position
     require_room(first_free, aligned.next_position - first_free, receiver.engine.spec)
     ids = [token for segment in segments for token in token_ids(segment)]
     at = torch.arange(receiver.prefix.columns, aligned.columns)

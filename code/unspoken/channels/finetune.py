@@ -107,7 +107,7 @@ def require_sister(reading: Reading, receiver: Party) -> None:
         listed = "; ".join(f"{each.field} is {each.found}, the model has {each.expected}" for each in others)
         raise IncompatibleCache(
             f"'{cache.spec.name}' is no fine-tune of the same model as '{receiver.engine.spec.name}': {listed}.",
-            "Use a fused channel between different models.",
+            "Use text between different models.",
         )
     if not fatal:
         measured_for(reading, receiver)

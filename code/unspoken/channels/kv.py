@@ -219,7 +219,9 @@ def joined(
     with stopwatch(took, "inject"):
         for segment in segments:
             past = place_behind(past, segment) if in_place is None else past.concat(in_place(place(segment, past)))
-    return arrived(name, past, sum(segment.columns for segment in segments), took, bytes_moved)
+    # Layers may hold different columns; a token is skipped if any layer has its.
+    skipped = sum(max(layer.columns for layer in segment.layers) for segment in segments)
+    return arrived(name, past, skipped, took, bytes_moved)
 
 
 def arrived(

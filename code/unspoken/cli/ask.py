@@ -37,9 +37,7 @@ SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7",
 )
 @click.option(
     "--channel",
-    default="kv",
-    show_default=True,
-    help="How it is handed over, with --about: kv, kv+int8, need@0.3, compose:blend@0.15, text@32 ...",
+    help="How it is handed over, with --about: kv+int8, need@0.3, compose:blend@0.15, text@32 ...  [default: kv]",
 )
 @click.option(
     "--sender", multiple=True, help="Name of the agent that reads, once for each --about.  [default: lyra, cc, ...]"
@@ -53,7 +51,7 @@ def ask(
     question: str,
     cache_file: str | None,
     about: tuple[str, ...],
-    channel: str,
+    channel: str | None,
     sender: tuple[str, ...],
     name: str,
     card: str | None,
@@ -66,6 +64,8 @@ def ask(
     """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
     if (cache_file is None) == (not about):
         raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
+    if cache_file is not None and channel is not None:
+        raise UsageError(f"A cache file is not handed over by '{channel}'.", "Leave --channel out, or give --about.")
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
     require_text(question, "question")
@@ -85,7 +85,9 @@ def ask(
 
         if not sender:
             names = senders((), len(about), answering.name)  # A card may bring another name.
-        talk = Session(*(agent(each, None, loaded) for each in names), answering, channel=channel)
+        talk = Session(
+            *(agent(each, None, loaded) for each in names), answering, channel="kv" if channel is None else channel
+        )
         texts = dict(zip(names, documents, strict=True))
         reply = talk.ask(answering.name, question, about=texts, new_tokens=tokens)
     show(reply, as_json)

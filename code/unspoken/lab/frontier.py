@@ -57,7 +57,7 @@ def _panel(figure: Any, axes: Any, title: str, metrics: Mapping[str, Any]) -> No
     arms = [arm for arm in ordered(tuple(found)) if arm not in LEVELS and found[arm].get("bytes")]
     _, places = byte_places({arm: found[arm]["bytes"] for arm in arms})
     _axis(axes, places)
-    axes.set_ylim(-3, 103)
+    axes.set_ylim(*_heights([rate(of) for of in found.values()]))
     axes.set_ylabel(judged_by(metrics))
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
     axes.grid(axis="y")
@@ -69,6 +69,13 @@ def _panel(figure: Any, axes: Any, title: str, metrics: Mapping[str, Any]) -> No
     for arm in arms:
         dot(axes, arm, rate(found[arm]), places[arm])
     label(figure, axes, {arm: (places[arm], rate(found[arm])) for arm in arms})
+
+
+def _heights(reached: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the ends of an axis in per cent that shows every interval, and room above for labels."""
+    highest = 100 * max((of["high"] or of["mean"] or 0.0 for of in reached), default=1.0)
+    top = min(100.0, 10 * math.ceil(1.1 * highest / 10))
+    return -0.03 * top, 1.03 * top
 
 
 def _axis(axes: Any, places: Mapping[str, float]) -> None:
