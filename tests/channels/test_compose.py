@@ -141,6 +141,28 @@ def test_concat_leaves_positions_as_they_were_and_the_question_follows_all_colum
     assert torch.allclose(reply.generation.first_logprobs, expected, atol=1e-4)
 
 
+def test_published_lays_whole_caches_side_by_side_and_the_receiver_brings_its_own_prompt(
+    deep: TransformersEngine, deliver: Deliver
+) -> None:
+    receiver, read = Agent("vera", deep), senders(deep, PARTS[:2])
+    delivery = deliver("compose:published+float32", receiver, *read)
+    wholes = [sender.read(part).cache for sender, part in read]
+    assert delivery.past is not None
+    assert delivery.past.columns == sum(whole.columns for whole in wholes) == delivery.onset.position
+    at = 0
+    for whole in wholes:
+        for mine, other in zip(delivery.past.layers, whole.layers, strict=True):
+            assert torch.equal(mine.keys[:, at : at + whole.columns], other.keys)
+            assert torch.equal(mine.positions[at : at + whole.columns], other.positions)
+        at += whole.columns
+    assert delivery.prompt == receiver.frame.before
+    (reply,) = receiver.answer(["Who?"], [delivery], Limits(2))
+    expected = deep.logits(delivery.prompt + receiver.asked("Who?"), delivery.past, start=at)[-1]
+    assert torch.allclose(reply.generation.first_logprobs, expected.log_softmax(dim=-1), atol=1e-4)
+    with pytest.raises(UsageError, match="takes no amount"):
+        deliver("compose:published@3", receiver, *read)
+
+
 def test_order_of_senders_is_data(deep: TransformersEngine, deliver: Deliver) -> None:
     receiver, read = Agent("vera", deep), senders(deep, PARTS[:2])
     one, other = (deliver("compose:blend@1+float32", receiver, *order).past for order in (read, read[::-1]))

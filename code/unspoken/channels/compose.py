@@ -2,7 +2,10 @@
 
 Columns made apart lack what they would have seen in each other. How much of that is made up for is the variant:
 
-concat      Nothing, not even positions: every segment keeps those it was made at (KVComm, arXiv 2510.03346, section 3).
+published   Nothing, and nothing is left out: the senders' whole caches, each with its sink, header and system prompt, at
+            the positions they were made at, and the receiver's own prompt after them (KVComm, arXiv 2510.03346, as
+            released, with several senders).
+concat      The same for content columns alone, behind the receiver's own prefix.
 align       Each segment is turned to the positions behind the one before it.
 legolink    `align`, and the first tokens of every segment but the first are read again in their place (EPIC,
             arXiv 2410.15332): made apart, they have become a second attention sink.
@@ -17,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from unspoken.cache import KVCache, KVLayer
-from unspoken.channels.kv import WIRE, arrived, called, sent
+from unspoken.channels.kv import WIRE, arrived, called, measured_for, packed_bytes, require_fitting, sent
 from unspoken.channels.names import count, share
 from unspoken.channels.protocol import Delivery, Party, Readings, Request, once_per_source, stopwatch
 from unspoken.engines.capabilities import layered
@@ -63,7 +67,7 @@ class Compose:
     """Several senders' content columns in one receiver's turn, in the order of the readings.
 
     Args:
-        variant: `concat`, `align`, `legolink`, `cacheblend` or `blend`.
+        variant: `published`, `concat`, `align`, `legolink`, `cacheblend` or `blend`.
         amount: Tokens of each segment that `legolink` reads again, the share of tokens that `cacheblend` and `blend`
             do; the others take none.
         codec: How columns are coded on the wire.
@@ -86,6 +90,8 @@ class Compose:
         return once_per_source(requests, lambda sources: [self._delivery(each, receiver) for each in sources])
 
     def _delivery(self, readings: Readings, receiver: Party) -> Delivery:
+        if self.variant == PUBLISHED:
+            return self._published(readings, receiver)
         took = {"capture": sum(reading.seconds for reading in readings)}
         segments, moved = sent(readings, receiver, codec_named(self.codec), took)
         columns = sum(segment.columns for segment in segments)
@@ -96,10 +102,28 @@ class Compose:
         name = called(f"{self.name}:{self.variant}", self.codec, amount=self.amount)
         return arrived(name, made.past, columns, took, moved + tokens, recomputed=made.recomputed, onset=made.onset)
 
+    def _published(self, readings: Readings, receiver: Party) -> Delivery:
+        codec, took = codec_named(self.codec), {"capture": sum(reading.seconds for reading in readings)}
+        wholes, moved = [], 0
+        for reading in readings:
+            measured_for(reading, receiver)
+            require_fitting(reading.cache, receiver)
+            with stopwatch(took, "transform"):
+                packed = codec.pack(reading.cache)
+            moved += packed_bytes(packed)
+            with stopwatch(took, "inject"):
+                wholes.append(Cast(receiver.engine.dtype)(codec.unpack(packed)))
+        with stopwatch(took, "inject"):
+            past = reduce(KVCache.concat, wholes)
+        onset = Onset(position=max(past.columns, past.next_position))
+        name = called(f"{self.name}:{self.variant}", self.codec)
+        return arrived(name, past, past.columns, took, moved, prompt=receiver.frame.before, onset=onset)
+
     def _amount(self) -> float | int:
         name = f"{self.name}:{self.variant}"
-        if self.variant not in COMPOSERS:
-            raise UsageError(f"There is no way '{self.variant}' to compose.", f"Choose one of {', '.join(COMPOSERS)}.")
+        known = (PUBLISHED, *COMPOSERS)
+        if self.variant not in known:
+            raise UsageError(f"There is no way '{self.variant}' to compose.", f"Choose one of {', '.join(known)}.")
         if self.variant == "legolink":
             return count(name, self.amount, LEGOLINK_TOKENS)
         if self.variant in ("blend", "cacheblend"):
@@ -204,6 +228,7 @@ COMPOSERS: dict[str, Composer] = {
     "cacheblend": cacheblend,
     "blend": blend,
 }
+PUBLISHED = "published"
 READING = ("legolink", "cacheblend", "blend")
 
 

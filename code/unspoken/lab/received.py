@@ -28,6 +28,7 @@ RECEIVED = {
     "layers:published": "the sender's cache in {share} of the layers; in the others the question can see ahead",
     "compose": "the senders' caches of their texts, one behind the other",
     "compose:align": "the senders' caches of their texts, one behind the other",
+    "compose:published": "the senders' whole caches with prompts and all, at the positions they were made at",
     "compose:concat": "the senders' caches of their texts, all at the positions they were made at",
     "compose:legolink": "the senders' caches of their texts, the first {amount} tokens of each later one read again",
     "compose:cacheblend": "the senders' caches of their texts, {share} of the tokens read again",
