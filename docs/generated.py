@@ -205,6 +205,11 @@ def compose_table(cells: str = "") -> str:
     return _by_cell("compose", _costs, cells)
 
 
+def concat_table(cells: str = "") -> str:
+    """Return what lying side by side costs, with and without the senders' prompts, a table for each cell."""
+    return _by_cell("concat", _costs, cells)
+
+
 def channels_table(cells: str = "") -> str:
     """Return what the other ways of handing over reach, a table for each cell of the newest `channels`."""
     return _by_cell("channels", _costs, cells)
@@ -256,7 +261,7 @@ def codecs_table() -> str:
 def phase_three_runs() -> str:
     """Return links to the newest runs of phase 3, a line for each of its commands."""
     lines = []
-    for experiment in ("frontier", "compose", "channels"):
+    for experiment in ("frontier", "compose", "concat", "channels"):
         run = newest_sweep(experiment)
         lines.append(f"- `unspoken run experiments/{experiment}.yaml`: {'not yet' if run is None else link(run[0])}")
     benches = sorted((ROOT / "results" / "bench-codecs").glob("*/metrics.json"))

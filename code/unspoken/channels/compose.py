@@ -2,9 +2,9 @@
 
 Columns made apart lack what they would have seen in each other. How much of that is made up for is the variant:
 
-published   Nothing, and nothing is left out: the senders' whole caches, each with its sink, header and system prompt, at
-            the positions they were made at, and the receiver's own prompt after them (KVComm, arXiv 2510.03346, as
-            released, with several senders).
+published   Nothing, and nothing is left out: the senders' whole caches, each with its sink, header and system prompt,
+            at the positions they were made at, and the receiver's own prompt after them (KVComm, arXiv 2510.03346,
+            as released, with several senders).
 concat      The same for content columns alone, behind the receiver's own prefix.
 align       Each segment is turned to the positions behind the one before it.
 legolink    `align`, and the first tokens of every segment but the first are read again in their place (EPIC,
