@@ -14,7 +14,7 @@ from unspoken.lab.frontier import frontier, has_frontier
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import DRAWS
 from unspoken.lab.sweep import Sweep
-from unspoken.lab.tables import COLUMNS, FRONTIER, GAINS, ordered, rows, size
+from unspoken.lab.tables import COLUMNS, GAINS, MISSING, SWEEP, ordered, rows, size
 from unspoken.lab.verdict import claims, judge
 
 EXAMPLES = 3
@@ -91,12 +91,15 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
     cells = metrics["cells"]
     drawn = {key: of for key, of in cells.items() if has_frontier(of)}
     starts = [f"{each['utc']}  {each['command']}" for each in env.get("starts", [])]
+    told = [(cell, cells[cell.key], judge(cells[cell.key]), rows(cells[cell.key])) for cell in sweep.cells]
+    every = [row for *_, lines in told for row in lines]
     return _page(
         "sweep.html.j2",
         sweep=sweep,
         figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
-        columns=FRONTIER,
-        cells=[(cell, cells[cell.key], judge(cells[cell.key]), rows(cells[cell.key])) for cell in sweep.cells],
+        # What no arm of any cell has, such as a share of kv's gain without kv, has no column.
+        columns=[each for each in SWEEP if any(row.cells[each.key].text != MISSING for row in every)],
+        cells=told,
         record=(("run", tuple(_flat({"id": env.get("run"), "started": starts}))),),
     )
 

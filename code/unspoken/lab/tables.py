@@ -102,6 +102,7 @@ FRONTIER = (
     Column("kl", "KL, nats", ""),
     Column("total", "total, s", ""),
 )
+SWEEP = (*FRONTIER[:-2], Column("pgr_interval", "PGR, % [95 % interval]", ""), *FRONTIER[-2:])
 NOTE = "right: the option chosen [95 % interval]; said: the answer stands in the words written; *: Holm p < 0.05"
 OPEN_NOTE = "right: the answer stands in the words written [95 % interval]; F1: of these words; *: Holm p < 0.05"
 OPEN = {"contained": Column("f1", "F1", "")}
