@@ -229,7 +229,8 @@ def masking_table() -> str:
     for key, of in metrics["cells"].items():
         score = {row.arm: row.cells["score"].text for row in rows(of)}
         name = f"{key} (pilot)" if of["pilot"] else key
-        lines.append(f"| {name} | {' | '.join(score.get(arm, '-') for arm in arms)} |")
+        if score.keys() & set(arms):
+            lines.append(f"| {name} | {' | '.join(score.get(arm, '-') for arm in arms)} |")
     return "\n".join([*lines, "", f"Run: {link(folder)}."])
 
 
