@@ -221,7 +221,6 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_was(
     assert not made & set(written)
     counts = {key: of["items"] for key, of in study.metrics["cells"].items()}
     assert counts == dict(zip(KEYS, (12, 18, 12), strict=True))
-    assert not (folder / ".locks").exists()
 
 
 def _cell(line: str) -> tuple[str, str]:
@@ -232,7 +231,7 @@ def _cell(line: str) -> tuple[str, str]:
 @undrawn_here
 def test_a_cell_that_another_process_runs_is_left_to_it(plan: Callable[..., Any], tmp_path: Path) -> None:
     begun = _run(plan(), tmp_path, "large")
-    with FileLock(begun.folder / ".locks" / "private-facts-small-fake"):
+    with FileLock(begun.folder.parent / f".{begun.folder.name}-private-facts-small-fake.lock"):
         study = _run(plan(), tmp_path)
     assert study.unfinished == (KEYS[0],)
     assert _run(plan(), tmp_path).unfinished == ()

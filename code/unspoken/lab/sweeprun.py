@@ -11,7 +11,6 @@ results/<sweep>/<UTC time>-<short id>/
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from unspoken.lab.study import Loaded, load, run_on
 from unspoken.lab.sweep import Cell, Sweep, sweep_of
 from unspoken.spec import fingerprint
 
-LOCKS = ".locks"
 # The gate is measured anew where nothing remembers it, and its last digits may then differ; that it passed is known.
 SAME = ("model", "task", "prompts", "packages", "revision")
 
@@ -83,8 +81,11 @@ class SweepFolder:
         return (self.cell(cell) / "metrics.json").exists()
 
     def lock(self, name: str) -> FileLock:
-        """Return a lock that this process does not hold yet; a killed one gives its locks back."""
-        return FileLock(self.path / LOCKS / name)
+        """Return a lock that this process does not hold yet; a killed one gives its locks back.
+
+        It lies beside the run folder and stays: to delete it would take it from a process that is about to lock it.
+        """
+        return FileLock(self.path.parent / f".{self.path.name}-{name}.lock")
 
     def begin(self, cell: Cell) -> Callable[[dict[str, Any], dict[str, Any]], record.RunFolder]:
         """Return what opens a cell's run folder, or refuses to go on with one that another model, say, began."""
@@ -145,7 +146,6 @@ def close_sweep(folder: SweepFolder) -> SweepStudy:
         with record.writable(folder.path), folder.lock("finish"):
             record.write(folder.path / "report.html", render_sweep(folder.sweep, found, _env(folder.path)).encode())
             record.write_json(folder.path / "metrics.json", found)
-        shutil.rmtree(folder.path / LOCKS, ignore_errors=True)
     return SweepStudy(folder.path, found, left)
 
 
