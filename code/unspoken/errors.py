@@ -8,6 +8,8 @@
     ├── GateFailed            a model whose cache does not survive the gate
     ├── IncompatibleCache     a cache made by another model
     ├── CacheFileError        a file that is no sound cache
+    ├── SealRefused           a file that nobody known vouches for, here and now
+    ├── DecryptionFailed      an encrypted file that this secret does not open
     ├── ContextOverflow       more columns than the model was trained for
     └── StorageError          a folder or file that cannot be read or written
 
@@ -60,6 +62,14 @@ class IncompatibleCache(UnspokenError):
 
 class CacheFileError(UnspokenError):
     """A file that is not a sound cache file; nothing of it was loaded."""
+
+
+class SealRefused(UnspokenError):
+    """A cache file whose seal is missing, not valid, of a stranger, out of date, or seen before; nothing was loaded."""
+
+
+class DecryptionFailed(UnspokenError):
+    """An encrypted file that is damaged, or that this passphrase or key does not open; nothing was written."""
 
 
 class ContextOverflow(UnspokenError):

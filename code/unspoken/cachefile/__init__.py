@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unspoken.cachefile.header import CAPS, Caps, FileManifest, Header, peek
+from unspoken.cachefile.sealed import Seal, tokens_digest
 
 if TYPE_CHECKING:
     from unspoken.cachefile.reader import read_cache, read_packed
@@ -15,10 +16,12 @@ __all__ = [
     "Caps",
     "FileManifest",
     "Header",
+    "Seal",
     "file_codec",
     "peek",
     "read_cache",
     "read_packed",
+    "tokens_digest",
     "write_cache",
     "write_packed",
 ]

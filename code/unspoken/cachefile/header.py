@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from unspoken.cachefile.sealed import SEAL_KEY, Seal, decode_seal, encode_seal
 from unspoken.errors import CacheFileError, StorageError
 from unspoken.layout import BLOCK_BYTES, BLOCK_VALUES, FLOATS, PACKED, SIZES, parts
 from unspoken.manifest import Manifest
@@ -92,12 +93,14 @@ class Header:
         tensors: Where each tensor lies.
         header_bytes: Length of the header, the eight bytes of its length included.
         file_bytes: Size of the file.
+        seal: Who vouches for the file, as the file says; not verified.
     """
 
     manifest: FileManifest
     tensors: dict[str, Entry]
     header_bytes: int
     file_bytes: int
+    seal: Seal | None = None
 
 
 def printable(text: str) -> str:
@@ -133,14 +136,14 @@ def layout(cache: Manifest) -> dict[str, Entry]:
     return entries
 
 
-def encode_header(manifest: FileManifest, tensors: dict[str, Entry]) -> bytes:
+def encode_header(manifest: FileManifest, tensors: dict[str, Entry], seal: Seal | None = None) -> bytes:
     """Return the header's bytes: length, JSON, padding to eight bytes."""
+    metadata = {"format": "pt", MANIFEST_KEY: msgspec.json.encode(manifest, order="deterministic").decode()}
+    if seal is not None:
+        metadata[SEAL_KEY] = encode_seal(seal)
     text = json.dumps(
         {
-            "__metadata__": {
-                "format": "pt",
-                MANIFEST_KEY: msgspec.json.encode(manifest, order="deterministic").decode(),
-            },
+            "__metadata__": metadata,
             **{
                 name: {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
                 for name, entry in tensors.items()
@@ -163,7 +166,9 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     path = Path(path)
     raw, file_bytes = _raw_header(path, caps)
     fields = _parsed(path, raw)
-    manifest = _manifest(path, fields.pop("__metadata__", None))
+    metadata = fields.pop("__metadata__", None)
+    manifest = _manifest(path, metadata)
+    seal = _seal(path, metadata)
     problem = first_problem(manifest.cache, caps)
     if problem is not None:
         raise refused(path, problem)
@@ -177,7 +182,7 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     if file_bytes != end:
         state = "truncated" if file_bytes < end else "followed by foreign bytes"
         raise refused(path, f"is {state}: it has {file_bytes} bytes, its header describes {end}")
-    return Header(manifest, tensors, 8 + len(raw), file_bytes)
+    return Header(manifest, tensors, 8 + len(raw), file_bytes, seal)
 
 
 def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:
@@ -247,6 +252,15 @@ def _manifest(path: Path, metadata: object) -> FileManifest:
     if manifest.digest != expected:
         raise refused(path, "was changed: its manifest does not match its digest")
     return manifest
+
+
+def _seal(path: Path, metadata: dict[str, Any]) -> Seal | None:
+    if SEAL_KEY not in metadata:
+        return None
+    try:
+        return decode_seal(metadata[SEAL_KEY])
+    except ValueError as error:
+        raise refused(path, f"has a seal that is not valid: {error}") from error
 
 
 def first_problem(cache: Manifest, caps: Caps) -> str | None:

@@ -21,7 +21,9 @@ from unspoken.transforms.codecs import codec_named
 READERS = 2
 
 
-def read_cache(path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS) -> KVCache:
+def read_cache(
+    path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS, header: Header | None = None
+) -> KVCache:
     """Return the cache of a file; nothing is returned unless all of it is sound.
 
     Keys and values of a float type are memory-mapped; packed ones (int8, int4, q8_0, q4_0) are unpacked to float32.
@@ -30,20 +32,24 @@ def read_cache(path: str | Path, layers: Collection[int] | None = None, caps: Ca
         path: The file.
         layers: Indices of the layers wanted; by default all. Only these are read.
         caps: Most that the file may claim.
+        header: The file's header, where it was read and judged before; by default it is read here. Every tensor is
+            compared with the digests in it, so a file that was put in the place of the one judged is refused.
 
     Raises:
         StorageError: If the file cannot be read.
         CacheFileError: If it is damaged, changed, of another version, or holds NaN or infinity.
         UsageError: If a wanted layer is not in it.
     """
-    packed = read_packed(path, layers, caps)
+    packed = read_packed(path, layers, caps, header)
     return codec_named(packed.manifest.dtype).unpack(packed)
 
 
-def read_packed(path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS) -> Packed:
+def read_packed(
+    path: str | Path, layers: Collection[int] | None = None, caps: Caps = CAPS, header: Header | None = None
+) -> Packed:
     """Return what lies in a file, memory-mapped and not unpacked; arguments and errors are those of `read_cache`."""
     path = Path(path)
-    header = peek(path, caps)
+    header = peek(path, caps) if header is None else header
     info = header.manifest.cache
     wanted = [layer for layer in info.layers if layers is None or layer.index in layers]
     if not wanted or (layers is not None and len(wanted) != len(set(layers))):

@@ -15,13 +15,17 @@ COMMANDS = {
     "ask": "Ask an agent about a document another has read, or about a cache file.",
     "bench": "Measure hand-overs on this machine.",
     "capture": "Let an agent read a document and keep its cache in a file.",
+    "decrypt": "Decrypt an encrypted cache file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
+    "encrypt": "Encrypt a cache file with a passphrase or a key.",
     "inspect": "Show what a cache file is.",
+    "keys": "Make keys to seal with, and say whose keys are trusted.",
     "plan": "Tell what of a model fits a machine, and which command to run.",
     "prove": "Prove, with controls, that understanding moves through a cache.",
     "report": "Rebuild metrics and report of a run from its folder alone.",
     "run": "Run an experiment from a YAML file.",
-    "verify": "List what keeps a cache file from being used with a model.",
+    "seal": "Seal a cache file: sign who vouches for it, and until when.",
+    "verify": "Check a cache file: its seal, and what keeps it from being used with a model.",
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from unspoken.cachefile.header import Header, peek
 from unspoken.cli.common import (
     agent,
     as_json,
@@ -19,6 +20,7 @@ from unspoken.cli.common import (
     read_text,
     require_whole,
 )
+from unspoken.cli.trusting import judged
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7",
 @click.command()
 @click.argument("question")
 @click.option("--cache", "cache_file", help="Cache file to start from.")
+@click.option("--trusted", is_flag=True, help="Refuse a cache file that no trusted sender has sealed.")
 @click.option(
     "--about",
     multiple=True,
@@ -50,6 +53,7 @@ SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7",
 def ask(
     question: str,
     cache_file: str | None,
+    trusted: bool,
     about: tuple[str, ...],
     channel: str | None,
     sender: tuple[str, ...],
@@ -62,24 +66,19 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
-    if (cache_file is None) == (not about):
-        raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
-    if cache_file is not None and channel is not None:
-        raise UsageError(f"A cache file is not handed over by '{channel}'.", "Leave --channel out, or give --about.")
+    require_subject(cache_file, trusted, about, channel)
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
     require_text(question, "question")
     for each in (name, *sender):
         require_text(each, "agent's name")
-    if cache_file is not None:
-        from unspoken.cachefile import peek
-
-        peek(cache_file)  # A bad file is told at once, not after the model has loaded.
+    # A bad file is told at once, not after the model has loaded.
+    header = None if cache_file is None else (judged if trusted else peek)(cache_file)
     documents, names = read_texts(about), senders(sender, len(about), name)
     loaded, _ = opened(model, engine, loading)
     answering = agent(name, card, loaded)
     if cache_file is not None:
-        reply = from_file(answering, question, cache_file, model, tokens)
+        reply = from_file(answering, question, cache_file, header, model, tokens)
     else:
         from unspoken.session import Session
 
@@ -93,14 +92,28 @@ def ask(
     show(reply, as_json)
 
 
-def from_file(answering: Agent, question: str, file: str, model: str, tokens: int) -> Reply:
+def require_subject(cache_file: str | None, trusted: bool, about: Sequence[str], channel: str | None) -> None:
+    """Refuse a question about nothing or two things, and options that say nothing of what it is about.
+
+    Raises:
+        UsageError: If it is such a one.
+    """
+    if (cache_file is None) == (not about):
+        raise UsageError("The question needs one thing to be about.", "Give either --cache FILE or --about DOCUMENT.")
+    if cache_file is not None and channel is not None:
+        raise UsageError(f"A cache file is not handed over by '{channel}'.", "Leave --channel out, or give --about.")
+    if cache_file is None and trusted:
+        raise UsageError("There is no file whose seal could be verified.", "Give --cache, or leave --trusted out.")
+
+
+def from_file(answering: Agent, question: str, file: str, header: Header | None, model: str, tokens: int) -> Reply:
     """Return an agent's answer on top of a cache file; what it cost is the payload that lies in the file."""
     from unspoken.api import open_to
     from unspoken.cachefile import read_packed
     from unspoken.channels.kv import packed_bytes
     from unspoken.transforms.codecs import codec_named
 
-    packed = read_packed(file)
+    packed = read_packed(file, header=header)
     cache = codec_named(packed.manifest.dtype).unpack(packed)
     require_whole(cache)
     open_to(cache, model, answering.engine)

@@ -7,6 +7,7 @@ import msgspec
 
 from unspoken.cachefile.header import Header, peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
+from unspoken.cli.trusting import told
 from unspoken.layout import FLOATS
 from unspoken.manifest import Step
 
@@ -19,7 +20,8 @@ def inspect(file: str, as_json: bool) -> None:
     header = peek(file)
     cache = header.manifest.cache
     if as_json:
-        print_json(msgspec.to_builtins(header.manifest) | {"file_bytes": header.file_bytes})
+        sealed = {} if header.seal is None else {"seal": msgspec.to_builtins(header.seal)}
+        print_json(msgspec.to_builtins(header.manifest) | {"file_bytes": header.file_bytes} | sealed)
         return
     spec = cache.spec
     columns = sorted({layer.columns for layer in cache.layers})
@@ -37,6 +39,8 @@ def inspect(file: str, as_json: bool) -> None:
         "history": " > ".join(_told(step) for step in cache.lineage) or "none",
         "digest": header.manifest.digest,
     }
+    if header.seal is not None:
+        rows["seal"] = f"{told(header.seal)}; not verified: use verify --trusted"
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {printable(value)}")

@@ -1,0 +1,1 @@
+"""The study of recognising agents by their caches: `unspoken identity evaluate`."""
