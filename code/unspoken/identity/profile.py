@@ -1,0 +1,131 @@
+"""What is kept of an agent that shall be recognised: one file each, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unspoken.errors import UsageError
+from unspoken.identity import store
+from unspoken.manifest import require_compatible
+from unspoken.spec import ModelSpec
+
+KEY, WHAT = "unspoken.profile", "profile"
+VERSION = 1
+SUFFIX = ".profile.safetensors"
+
+
+class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The description in a profile.
+
+    Attributes:
+        version: Of the form; a reader refuses those it does not know.
+        name: The agent.
+        spec: The model whose caches it was enrolled with.
+        background: Digest of the background in force; another one measures otherwise.
+        caches: How many it was enrolled with.
+        columns: Content columns of all of them.
+        layers: Layers that are used for a decision.
+        calibration: How its scores become log-likelihood ratios: scale and offset.
+        error_rates: What was measured with the background, as shares: EER by condition.
+    """
+
+    version: int
+    name: str
+    spec: ModelSpec
+    background: str
+    caches: int
+    columns: int
+    layers: tuple[int, ...]
+    calibration: tuple[float, float]
+    error_rates: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """An enrolled agent.
+
+    Attributes:
+        info: The description.
+        deviation: How its columns differ from the cohort's on the same words, the mean over its caches.
+        spread: How much that varies from cache to cache, as a standard deviation; zeros for one cache.
+    """
+
+    info: ProfileInfo
+    deviation: Float[Tensor, "layers parts kv_heads head_dim"]
+    spread: Float[Tensor, "layers parts kv_heads head_dim"]
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.info.name
+
+    def write(self, path: Path) -> None:
+        """Write the profile, replacing an earlier one as a whole.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        store.write(path, KEY, self.info, {"deviation": self.deviation, "spread": self.spread})
+
+    @staticmethod
+    def read(path: Path) -> Profile:
+        """Read a profile.
+
+        Raises:
+            StorageError: If it cannot be read.
+            UsageError: If it is none, or of another version.
+        """
+        info, tensors = store.read(path, KEY, ProfileInfo, WHAT)
+        if info.version != VERSION:
+            raise UsageError(
+                f"The profile {path} has version {info.version}, this program reads {VERSION}.", "Enrol the agent anew."
+            )
+        shape = (info.spec.layers, 2, info.spec.kv_heads, info.spec.head_dim)
+        return Profile(info, *(store.require_shape(tensors, name, shape, WHAT) for name in ("deviation", "spread")))
+
+    def require_for(self, spec: ModelSpec) -> None:
+        """Refuse a profile of another model.
+
+        Raises:
+            IncompatibleCache: With every difference that matters.
+        """
+        require_compatible(self.info.spec, spec)
+
+
+def spread_of(
+    deviations: Float[Tensor, "caches layers parts kv_heads head_dim"],
+) -> Float[Tensor, "layers parts kv_heads head_dim"]:
+    """Return the standard deviation over caches; zeros where there is one only."""
+    return deviations.std(dim=0) if len(deviations) > 1 else torch.zeros_like(deviations[0])
+
+
+def profiles_in(folder: Path, spec: ModelSpec, names: Sequence[str] = ()) -> tuple[Profile, ...]:
+    """Return the profiles of a folder that belong to a model, or those of some names, whatever they belong to.
+
+    Raises:
+        UsageError: If a name has no profile, or there is none at all.
+        IncompatibleCache: If a profile that was asked for by name belongs to another model.
+    """
+    paths = {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    missing = [name for name in names if name not in paths]
+    if missing or not paths:
+        known = f"There are {', '.join(paths)}." if paths else "Enrol one first: `unspoken identity enroll`."
+        raise UsageError(f"There is no profile of {missing[0] if missing else 'anybody'} in {folder}.", known)
+    found = [Profile.read(paths[name]) for name in names or paths]
+    if names:
+        for profile in found:
+            profile.require_for(spec)
+        return tuple(found)
+    fitting = tuple(profile for profile in found if profile.info.spec.weights == spec.weights)
+    if not fitting:
+        raise UsageError(
+            f"None of the {len(found)} profiles in {folder} belongs to '{spec.name}'.", "Enrol agents with this model."
+        )
+    return fitting
