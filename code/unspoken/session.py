@@ -21,6 +21,28 @@ QUESTION = "\n\n{question}"
 BRIEFLY = "{question} Answer briefly."
 
 
+def read_card(path: str | Path) -> tuple[str, str]:
+    """Return name and card of a YAML card.
+
+    Raises:
+        StorageError: If the file cannot be read.
+        UsageError: If it is no such card.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(
+            f"The card {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"The card {path} is not YAML.", "It holds two fields: name and card.") from error
+    if not isinstance(data, dict) or not {"name", "card"} <= data.keys():
+        raise UsageError(f"The card {path} lacks a name or a card.", "It holds two fields: name and card.")
+    return str(data["name"]), str(data["card"])
+
+
 @dataclass(frozen=True)
 class Agent:
     """A name, a card and a model.
@@ -43,19 +65,8 @@ class Agent:
             StorageError: If the file cannot be read.
             UsageError: If it is no such card.
         """
-        import yaml
-
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StorageError(
-                f"The card {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"The card {path} is not YAML.", "It holds two fields: name and card.") from error
-        if not isinstance(data, dict) or not {"name", "card"} <= data.keys():
-            raise UsageError(f"The card {path} lacks a name or a card.", "It holds two fields: name and card.")
-        return Agent(str(data["name"]), engine, str(data["card"]))
+        name, card = read_card(path)
+        return Agent(name, engine, card)
 
     @cached_property
     def frame(self) -> Frame:

@@ -29,6 +29,15 @@ from unspoken.spec import ModelSpec
 KEY, WHAT = "unspoken.background", "background"
 VERSION = 1
 SUFFIX = ".background.safetensors"
+# Of strangers who are taken for somebody, however many are enrolled.
+STRANGERS = 0.01
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """How often somebody else's cache scores so high: a log-likelihood ratio and the share of non-target trials."""
+
+    llr: float
+    share: float
 
 
 class BackgroundInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +50,7 @@ class BackgroundInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sites: Where signatures are read.
         cohort: Cards of those whose reading is taken away.
         calibration: From normalised scores to log-likelihood ratios.
-        threshold: Log-likelihood ratio that one stranger in a hundred passes with the best of ten profiles.
+        alarms: How often strangers score high, the shares falling.
         agents: Agents it was learned from.
         caches: Caches of theirs.
         error_rates: EER on agents that were left out in turn, as shares, by how the tested agent was told.
@@ -53,10 +62,22 @@ class BackgroundInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sites: tuple[Site, ...]
     cohort: tuple[str, ...]
     calibration: Calibration
-    threshold: float
+    alarms: tuple[Alarm, ...]
     agents: int
     caches: int
     error_rates: dict[str, float]
+
+    def threshold(self, profiles: int) -> float:
+        """Return the log-likelihood ratio above which a cache is somebody's.
+
+        A stranger is compared with every profile and may be taken for any: each comparison is allowed its part of the
+        share of strangers that may pass. Where this asks for rarer events than were ever looked at, the rarest counts.
+
+        Args:
+            profiles: How many a cache is compared with.
+        """
+        allowed = STRANGERS / max(1, profiles)
+        return next((alarm.llr for alarm in self.alarms if alarm.share <= allowed), self.alarms[-1].llr)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,33 +87,27 @@ class Background:
     Attributes:
         info: The description.
         projection: From deviations at its sites to signatures.
-        impostors: Signatures that nobody looks for, `[impostors, sites, kept]`.
+        impostors: Signatures that nobody looks for.
     """
 
     info: BackgroundInfo
     projection: Projection
-    impostors: Float[Tensor, "impostors sites kept"]
+    impostors: Float[Tensor, "impostors kept"]
 
     def signatures(
         self, deviations: Float[Tensor, "*many layers parts kv_heads head_dim"]
-    ) -> Float[Tensor, "*many sites kept"]:
-        """Return what deviations look like in the space of cosines, each site with length 1."""
+    ) -> Float[Tensor, "*many kept"]:
+        """Return what deviations look like in the space of cosines, with length 1."""
         return self.projection(at_sites(deviations, self.info.sites))
 
-    def scores(
-        self, tests: Float[Tensor, "tests sites kept"], enrolled: Float[Tensor, "enrolled sites kept"]
-    ) -> Floats:
-        """Return normalised scores, `[tests, enrolled]`: how far above those of impostors a cosine is."""
-        return normalised(tests, enrolled, self.impostors)
-
-    def llrs(self, tests: Float[Tensor, "tests sites kept"], enrolled: Float[Tensor, "enrolled sites kept"]) -> Floats:
+    def llrs(self, tests: Float[Tensor, "tests kept"], enrolled: Float[Tensor, "enrolled kept"]) -> Floats:
         """Return log-likelihood ratios, natural logarithms, `[tests, enrolled]`."""
-        return self.info.calibration.llr(self.scores(tests, enrolled))
+        return self.info.calibration.llr(normalised(tests, enrolled, self.impostors))
 
     def digest(self) -> str:
         """Return a digest of everything in it, 32 hex digits."""
         hasher = blake3(msgspec.json.encode(self.info, order="deterministic"))
-        for tensor in (self.projection.shift, self.projection.matrix, self.impostors):
+        for tensor in self._tensors().values():
             hasher.update(tensor.contiguous().numpy().tobytes())
         return hasher.hexdigest()[:32]
 
@@ -102,8 +117,12 @@ class Background:
         Raises:
             StorageError: If it cannot be written.
         """
-        tensors = {"shift": self.projection.shift, "matrix": self.projection.matrix, "impostors": self.impostors}
-        store.write(path, KEY, self.info, tensors)
+        store.write(path, KEY, self.info, self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = self.projection
+        return {"scale": found.scale, "shift": found.shift, "matrix": found.matrix.to(torch.float16),
+                "impostors": self.impostors}  # fmt: skip
 
     @staticmethod
     def read(path: Path, spec: ModelSpec) -> Background:
@@ -115,30 +134,29 @@ class Background:
             IncompatibleCache: If it is another model's.
         """
         info, tensors = store.read(path, KEY, BackgroundInfo, WHAT)
-        if info.version != VERSION:
+        if info.version != VERSION or not info.alarms:
             raise UsageError(
                 f"The background {path} has version {info.version}, this program reads {VERSION}.",
                 "Make it again: `unspoken identity prepare`.",
             )
         require_compatible(info.spec, spec)
         sites, dims = len(info.sites), spec.kv_heads * spec.head_dim
-        kept = tensors["matrix"].shape[-1] if "matrix" in tensors and tensors["matrix"].ndim == 3 else 0
+        kept = tensors["matrix"].shape[-1] if "matrix" in tensors and tensors["matrix"].ndim == 2 else 0
         many = len(tensors["impostors"]) if "impostors" in tensors and tensors["impostors"].ndim else 0
-        matrix = store.require_shape(tensors, "matrix", (sites, dims, kept), WHAT)
-        shift = store.require_shape(tensors, "shift", (sites, dims), WHAT)
-        impostors = store.require_shape(tensors, "impostors", (many, sites, kept), WHAT)
-        return Background(info, Projection(shift, matrix), impostors)
+        shapes = {"scale": (sites,), "shift": (sites * dims,), "matrix": (sites * dims, kept)}
+        projection = Projection(*(store.require_shape(tensors, name, shape, WHAT) for name, shape in shapes.items()))
+        return Background(info, projection, store.require_shape(tensors, "impostors", (many, kept), WHAT))
 
 
-def enrolled_as(signatures: Sequence[Float[Tensor, "caches sites kept"]]) -> Float[Tensor, "agents sites kept"]:
-    """Return one signature for each agent: the mean direction of its caches' at each site."""
+def enrolled_as(signatures: Sequence[Float[Tensor, "_ kept"]]) -> Float[Tensor, "agents kept"]:
+    """Return one signature for each agent: the mean direction of its caches'."""
     return torch.stack([unit(each.mean(dim=0)) for each in signatures])
 
 
 def normalised(
-    tests: Float[Tensor, "tests sites kept"],
-    enrolled: Float[Tensor, "enrolled sites kept"],
-    impostors: Float[Tensor, "impostors sites kept"],
+    tests: Float[Tensor, "tests kept"],
+    enrolled: Float[Tensor, "enrolled kept"],
+    impostors: Float[Tensor, "impostors kept"],
 ) -> Floats:
     """Return cosines after symmetric normalisation by impostors, see `unspoken.identity.calibration.as_norm`."""
     raw, against, tested = (

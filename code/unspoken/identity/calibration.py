@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from unspoken.errors import UsageError
+from unspoken.identity.libraries import learning_libraries
 from unspoken.identity.metrics import Flags, Floats, require_prior, require_scores
 
 # Inverse of the penalty on the squared slope. At a slope of 2 per standard deviation the penalty moves it by some
@@ -51,7 +52,8 @@ class Calibration(msgspec.Struct, frozen=True):
                 prior does not lie between 0 and 1.
         """
         # Imported here: it takes half a second, and sets environment variables and warning filters.
-        from sklearn.linear_model import LogisticRegression
+        with learning_libraries():
+            from sklearn.linear_model import LogisticRegression
 
         require_scores(scores, target)
         require_prior(prior)

@@ -57,6 +57,12 @@ class Persona:
     memory: str
     dialogue: tuple[Spoken, ...]
 
+    @property
+    def brief(self) -> str:
+        """A system prompt of one line, as people write them: name, trait and role."""
+        article = "an" if self.trait[0] in "aeiou" else "a"
+        return f"You are {self.name}, {article} {self.trait} {self.role}."
+
     def mimicry(self, other: Persona) -> str:
         """Return this agent's card with an instruction to imitate another agent as well as it can."""
         article = "an" if other.role[0] in "aeiou" else "a"

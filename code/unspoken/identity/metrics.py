@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.errors import UsageError
+from unspoken.identity.libraries import learning_libraries
 
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
@@ -172,7 +173,8 @@ def det_points(scores: Floats, target: Flags) -> Det:
         UsageError: If lengths differ, a score is not finite, or one of the two kinds of trials is missing.
     """
     # Here and not above: scipy takes a while to import, and sets warning filters.
-    from scipy.special import ndtri
+    with learning_libraries():
+        from scipy.special import ndtri
 
     curve = roc(scores, target)
     miss, false_alarm = ndtri(curve.miss), ndtri(curve.false_alarm)
@@ -309,8 +311,9 @@ def min_cllr(scores: Floats, target: Flags, weights: Floats) -> Floats:
 
 def _least_bits(targets: Floats, nontargets: Floats) -> float:
     """Return the minimum Cllr of shares `[points]` of targets and non-targets by rising score."""
-    from scipy.optimize import isotonic_regression
-    from scipy.special import entr
+    with learning_libraries():
+        from scipy.optimize import isotonic_regression
+        from scipy.special import entr
 
     both = targets + nontargets
     if not np.isfinite(both).all():

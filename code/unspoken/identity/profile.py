@@ -13,8 +13,10 @@ from torch import Tensor
 
 from unspoken.errors import UsageError
 from unspoken.identity import store
+from unspoken.identity.calibration import Calibration
 from unspoken.manifest import require_compatible
 from unspoken.spec import ModelSpec
+from unspoken.trust.keys import require_name
 
 KEY, WHAT = "unspoken.profile", "profile"
 VERSION = 1
@@ -32,7 +34,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         caches: How many it was enrolled with.
         columns: Content columns of all of them.
         layers: Layers that are used for a decision.
-        calibration: How its scores become log-likelihood ratios: scale and offset.
+        calibration: How its scores become log-likelihood ratios.
         error_rates: What was measured with the background, as shares: EER by condition.
     """
 
@@ -43,7 +45,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caches: int
     columns: int
     layers: tuple[int, ...]
-    calibration: tuple[float, float]
+    calibration: Calibration
     error_rates: dict[str, float]
 
 
@@ -53,11 +55,13 @@ class Profile:
 
     Attributes:
         info: The description.
+        signature: What caches are compared with: the mean direction of its own, projected.
         deviation: How its columns differ from the cohort's on the same words, the mean over its caches.
         spread: How much that varies from cache to cache, as a standard deviation; zeros for one cache.
     """
 
     info: ProfileInfo
+    signature: Float[Tensor, " kept"]
     deviation: Float[Tensor, "layers parts kv_heads head_dim"]
     spread: Float[Tensor, "layers parts kv_heads head_dim"]
 
@@ -72,7 +76,8 @@ class Profile:
         Raises:
             StorageError: If it cannot be written.
         """
-        store.write(path, KEY, self.info, {"deviation": self.deviation, "spread": self.spread})
+        tensors = {"signature": self.signature, "deviation": self.deviation, "spread": self.spread}
+        store.write(path, KEY, self.info, tensors)
 
     @staticmethod
     def read(path: Path) -> Profile:
@@ -88,15 +93,28 @@ class Profile:
                 f"The profile {path} has version {info.version}, this program reads {VERSION}.", "Enrol the agent anew."
             )
         shape = (info.spec.layers, 2, info.spec.kv_heads, info.spec.head_dim)
-        return Profile(info, *(store.require_shape(tensors, name, shape, WHAT) for name in ("deviation", "spread")))
+        kept = tensors["signature"].numel() if "signature" in tensors else 0
+        shapes = {"signature": (kept,), "deviation": shape, "spread": shape}
+        return Profile(info, *(store.require_shape(tensors, name, each, WHAT) for name, each in shapes.items()))
 
-    def require_for(self, spec: ModelSpec) -> None:
-        """Refuse a profile of another model.
+    def require_for(self, spec: ModelSpec, background: str) -> None:
+        """Refuse a profile of another model, or one that another background made.
+
+        Args:
+            spec: The model.
+            background: Digest of the background in force.
 
         Raises:
             IncompatibleCache: With every difference that matters.
+            UsageError: If it was enrolled with another background.
         """
         require_compatible(self.info.spec, spec)
+        if self.info.background != background:
+            raise UsageError(
+                f"The profile of {self.name} was enrolled with background {self.info.background}; the one in force is "
+                f"{background}, and they do not measure alike.",
+                "Enrol the agent anew.",
+            )
 
 
 def spread_of(
@@ -106,26 +124,26 @@ def spread_of(
     return deviations.std(dim=0) if len(deviations) > 1 else torch.zeros_like(deviations[0])
 
 
-def profiles_in(folder: Path, spec: ModelSpec, names: Sequence[str] = ()) -> tuple[Profile, ...]:
-    """Return the profiles of a folder that belong to a model, or those of some names, whatever they belong to.
+def profile_path(folder: Path, name: str) -> Path:
+    """Return where the profile of an agent lies.
+
+    Raises:
+        UsageError: If the name cannot be a file's.
+    """
+    require_name(name)
+    return folder / f"{name}{SUFFIX}"
+
+
+def profiles_in(folder: Path, names: Sequence[str] = ()) -> tuple[Profile, ...]:
+    """Return the profiles of a folder, all of them or those of some names.
 
     Raises:
         UsageError: If a name has no profile, or there is none at all.
-        IncompatibleCache: If a profile that was asked for by name belongs to another model.
+        StorageError: If one cannot be read.
     """
     paths = {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"*{SUFFIX}"))}
     missing = [name for name in names if name not in paths]
     if missing or not paths:
-        known = f"There are {', '.join(paths)}." if paths else "Enrol one first: `unspoken identity enroll`."
+        known = f"Enrolled are {', '.join(paths)}." if paths else "Enrol one first: `unspoken identity enroll`."
         raise UsageError(f"There is no profile of {missing[0] if missing else 'anybody'} in {folder}.", known)
-    found = [Profile.read(paths[name]) for name in names or paths]
-    if names:
-        for profile in found:
-            profile.require_for(spec)
-        return tuple(found)
-    fitting = tuple(profile for profile in found if profile.info.spec.weights == spec.weights)
-    if not fitting:
-        raise UsageError(
-            f"None of the {len(found)} profiles in {folder} belongs to '{spec.name}'.", "Enrol agents with this model."
-        )
-    return fitting
+    return tuple(Profile.read(paths[name]) for name in names or paths)

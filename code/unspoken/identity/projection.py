@@ -2,6 +2,10 @@
 
 Raw features differ by text, by wording and by agent, in this order of size. `whitened` shrinks the directions in which
 one agent differs from itself, `lda` keeps those in which agents differ from one another, `plain` does neither.
+
+All sites are mapped together. What rewording a card changes at one layer goes along with what it changes at others, and
+only a map that sees them side by side can take it away: one map for each site leaves three times the errors
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -11,13 +15,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import msgspec
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from unspoken.errors import UsageError
 from unspoken.identity.features import PARTS
+from unspoken.identity.libraries import learning_libraries
 from unspoken.registry import Registry
 from unspoken.spec import ModelSpec
 
@@ -30,8 +34,11 @@ PROJECTIONS = Registry(
         "lda": "unspoken.identity.projection:lda",
     },
 )
-# Share of the mean variance that is added to every direction; chosen on development agents (docs/log.md).
-RIDGE = 0.3
+# Share of the mean variance that is added to every direction, and directions kept; chosen on agents of development
+# (docs/log.md), where half or twice as much makes no difference that counts.
+RIDGE, KEPT = 0.03, 256
+# Layers that are looked at.
+DEPTHS = 10
 # A deviation below this share of the feature itself is float32 rounding: a direction without evidence.
 ROUNDING = 1e-5
 
@@ -44,9 +51,13 @@ class Site(msgspec.Struct, frozen=True):
 
 
 def default_sites(spec: ModelSpec) -> tuple[Site, ...]:
-    """Return where signatures are read unless said otherwise; never layer 0, which knows no agent."""
-    last = spec.layers - 1
-    return (Site("values", min(1, last)), Site("values", last), Site("keys", last))
+    """Return where signatures are read unless said otherwise: ten layers at even distances, up to the last.
+
+    Never layer 0, which knows the token and no agent, unless there is no other.
+    """
+    ends = {(at + 1) * spec.layers // DEPTHS - 1 for at in range(DEPTHS)}
+    layers = sorted(end for end in ends if end > 0) or [0]
+    return tuple(Site(part, layer) for part in ("values", "keys") for layer in layers)
 
 
 def deviation(
@@ -81,20 +92,22 @@ def at_sites(
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """One affine map for each site.
+    """One affine map of all sites together.
 
     Attributes:
-        shift: What is taken away first, `[sites, dims]`.
-        matrix: What the rest is multiplied by, `[sites, dims, kept]`.
+        scale: What each site is divided by, so that sites with large numbers do not drown the others, `[sites]`.
+        shift: What is taken away then, `[sites * dims]`.
+        matrix: What the rest is multiplied by, `[sites * dims, kept]`.
     """
 
-    shift: Float[Tensor, "sites dims"]
-    matrix: Float[Tensor, "sites dims kept"]
+    scale: Float[Tensor, " sites"]
+    shift: Float[Tensor, " numbers"]
+    matrix: Float[Tensor, "numbers kept"]
 
-    def __call__(self, features: Float[Tensor, "*many sites dims"]) -> Float[Tensor, "*many sites kept"]:
-        """Return the features in the new space, each site with length 1, or 0 where there was no evidence."""
-        evidence = features.norm(dim=-1, keepdim=True) > 0
-        return unit(torch.einsum("...sd,sdk->...sk", features - self.shift, self.matrix) * evidence)
+    def __call__(self, features: Float[Tensor, "*many sites dims"]) -> Float[Tensor, "*many kept"]:
+        """Return the features in the new space with length 1, or 0 where there was no evidence."""
+        evidence = (features != 0).flatten(-2).any(dim=-1, keepdim=True)
+        return unit((_side_by_side(features, self.scale) - self.shift) @ self.matrix * evidence)
 
 
 def unit(vectors: Float[Tensor, "*many dims"]) -> Float[Tensor, "*many dims"]:
@@ -103,67 +116,111 @@ def unit(vectors: Float[Tensor, "*many dims"]) -> Float[Tensor, "*many dims"]:
 
 
 def cosines(
-    tests: Float[Tensor, "*tests sites kept"], enrolled: Float[Tensor, "enrolled sites kept"]
+    tests: Float[Tensor, "*tests kept"], enrolled: Float[Tensor, "enrolled kept"]
 ) -> Float[Tensor, "*tests enrolled"]:
-    """Return the mean cosine over sites between projected caches and signatures, from -1 to 1."""
-    return torch.einsum("...sk,esk->...e", tests, enrolled) / enrolled.shape[-2]
+    """Return the cosines between projected caches and signatures, from -1 to 1."""
+    return tests @ enrolled.mT
 
 
 class Learner(Protocol):
     """Makes a projection of development data."""
 
     def __call__(self, features: Float[Tensor, "caches sites dims"], agents: Int[Tensor, " caches"]) -> Projection:
-        """Return the projection learned from caches and whose they are."""
+        """Return the projection learned from caches and whose they are.
+
+        Raises:
+            UsageError: If no agent has two caches: nothing tells what varies within one.
+        """
         ...
 
 
 def plain(features: Float[Tensor, "caches sites dims"], agents: Int[Tensor, " caches"]) -> Projection:
-    """Only the mean of all agents is taken away."""
-    dims = features.shape[-1]
-    return Projection(features.mean(dim=0), torch.eye(dims).expand(features.shape[1], dims, dims))
+    """Only the mean of all agents is taken away, and directions kept in which caches differ most."""
+    seen = _seen(features)
+    return Projection(seen.scale, seen.shift, seen.basis @ _principal(seen.coordinates))
 
 
 def whitened(features: Float[Tensor, "caches sites dims"], agents: Int[Tensor, " caches"]) -> Projection:
     """Directions count the less, the more an agent differs from itself in them: within-class whitening.
 
-    The matrix is W^(-1/2), W being the mean covariance of an agent's caches around its own mean, with a ridge. Source:
-    Hatch, Kajarekar and Stolcke 2006, "Within-class covariance normalization for SVM-based speaker recognition".
+    The matrix is W^(-1/2), W being the mean covariance of an agent's caches around its own mean, with a ridge; then the
+    directions are kept in which whitened caches differ most, which are those that tell agents apart. Source: Hatch,
+    Kajarekar and Stolcke 2006, "Within-class covariance normalization for SVM-based speaker recognition".
     """
-    shift = features.mean(dim=0)
-    matrices = [_inverse_root(_within(features[:, site], agents)) for site in range(features.shape[1])]
-    return Projection(shift, torch.stack(matrices))
+    seen = _seen(features)
+    root = _inverse_root(_within(seen.coordinates, agents), features.shape[-2] * features.shape[-1])
+    return Projection(seen.scale, seen.shift, seen.basis @ root @ _principal(seen.coordinates @ root))
 
 
 def lda(features: Float[Tensor, "caches sites dims"], agents: Int[Tensor, " caches"]) -> Projection:
     """Only directions in which agents differ are kept, one fewer than there are agents at most.
 
-    Linear discriminant analysis with a covariance shrunk by the rule of Ledoit and Wolf 2004, by scikit-learn.
+    Linear discriminant analysis by scikit-learn on whitened features: there, what varies within agents is known and
+    needs no other shrinkage.
     """
-    # Imported here: it takes half a second, and sets environment variables and warning filters.
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    white = whitened(features, agents)
+    found = (_side_by_side(features, white.scale) - white.shift) @ white.matrix
+    with learning_libraries():
+        # Imported here: it takes half a second, and sets environment variables and warning filters.
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    matrices = []
-    for site in range(features.shape[1]):
-        model = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto")
-        model.fit(features[:, site].to(torch.float64).numpy(), agents.numpy())
-        kept = min(len(np.unique(agents.numpy())) - 1, features.shape[-1])
-        matrices.append(torch.from_numpy(model.scalings_[:, :kept]).to(torch.float32))
-    return Projection(features.mean(dim=0), torch.stack(matrices))
+    model = LinearDiscriminantAnalysis(solver="eigen", shrinkage=RIDGE)
+    model.fit(found.to(torch.float64).numpy(), agents.numpy())
+    kept = min(len(set(agents.tolist())) - 1, found.shape[-1])
+    scalings = torch.from_numpy(model.scalings_[:, :kept]).to(torch.float32)
+    return Projection(white.scale, white.shift, white.matrix @ scalings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Features side by side in a basis of the directions that occur in them: no more than there are caches."""
+
+    scale: Float[Tensor, " sites"]
+    shift: Float[Tensor, " numbers"]
+    basis: Float[Tensor, "numbers rank"]
+    coordinates: Float[Tensor, "caches rank"]
+
+
+def _seen(features: Float[Tensor, "caches sites dims"]) -> _Seen:
+    scale = features.norm(dim=-1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    rows = _side_by_side(features, scale)
+    shift = rows.mean(dim=0)
+    _, sizes, basis = torch.linalg.svd(rows - shift, full_matrices=False)
+    kept = basis[sizes > ROUNDING * sizes.max()]
+    if not len(kept):
+        raise UsageError("All caches look the same: nothing can be learned from them.", "Give caches of other agents.")
+    return _Seen(scale, shift, kept.mT, (rows - shift) @ kept.mT)
+
+
+def _side_by_side(
+    features: Float[Tensor, "*many sites dims"], scale: Float[Tensor, " sites"]
+) -> Float[Tensor, "*many numbers"]:
+    return (features / scale[:, None]).flatten(-2)
+
+
+def _principal(rows: Float[Tensor, "caches dims"]) -> Float[Tensor, "dims kept"]:
+    """Return the directions in which centred rows differ most."""
+    directions: Tensor = torch.linalg.svd(rows, full_matrices=False)[2]
+    return directions[:KEPT].mT
 
 
 def _within(features: Float[Tensor, "caches dims"], agents: Int[Tensor, " caches"]) -> Float[Tensor, "dims dims"]:
-    """Return the mean covariance of each agent's caches around the agent's own mean, float64."""
-    data = features.to(torch.float64)
-    own = torch.zeros_like(data)
-    for agent in sorted(set(agents.tolist())):
-        own[agents == agent] = data[agents == agent].mean(dim=0)
-    apart = data - own
-    return apart.mT.mm(apart) / len(apart)
+    """Return the mean covariance of each agent's caches around the agent's own mean."""
+    everyone = set(agents.tolist())
+    if len(everyone) == len(agents):
+        raise UsageError(
+            "No agent has two caches, so nothing tells what varies within one.", "Give several caches of each agent."
+        )
+    own = torch.zeros_like(features)
+    for agent in everyone:
+        own[agents == agent] = features[agents == agent].mean(dim=0)
+    apart = features - own
+    return apart.mT @ apart / len(apart)
 
 
-def _inverse_root(covariance: Float[Tensor, "dims dims"]) -> Float[Tensor, "dims dims"]:
-    dims = len(covariance)
+def _inverse_root(covariance: Float[Tensor, "rank rank"], dims: int) -> Float[Tensor, "rank rank"]:
+    """Return W^(-1/2) with a ridge that is a share of the mean variance of all dimensions, those not seen included."""
     ridge = RIDGE * covariance.trace() / dims
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(dims, dtype=covariance.dtype))
-    root: Tensor = (vectors * values.rsqrt()).mm(vectors.mT)
+    values, vectors = torch.linalg.eigh(covariance.to(torch.float64) + ridge * torch.eye(len(covariance)))
+    root: Tensor = (vectors * values.rsqrt()) @ vectors.mT
     return root.to(torch.float32)

@@ -12,7 +12,8 @@ A study that was stopped goes on with the first file that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from unspoken.transforms.rope import ApplyRope
 
 Tokens = tuple[int, ...]
 Watcher = Callable[[int, int, str], None]
-FEATURES = "features"
+FEATURES, REVISIONS = "features", "revisions.json"
 # Columns of a window in which a splice is looked for.
 WINDOW = 16
 INSTANCES, OWN_TEXTS = 3, 3
@@ -86,24 +87,33 @@ class Collector:
         """What each text looked like to the cohort so far."""
         return {}
 
-    def run(self, watch: Watcher) -> None:
+    def run(self, jobs: Iterable[Job], watch: Watcher) -> None:
         """Make every file that is missing.
+
+        Args:
+            jobs: What has to be made: `jobs()`, or a part of it.
+            watch: Told how far it is.
 
         Raises:
             UnspokenError: If a condition cannot be met, or the folder cannot be written.
         """
-        jobs = list(self.jobs())
+        jobs = list(jobs)
+        self._note_revision()
         missing = [job for job in jobs if not self.path(job.group, job.name).exists()]
         for at, job in enumerate(missing, start=len(jobs) - len(missing)):
             watch(at, len(jobs), f"{job.group} {job.name}")
             self._write(job)
         watch(len(jobs), len(jobs), "all read")
 
-    def jobs(self) -> Iterator[Job]:
-        """Yield what has to be made, in a sensible order."""
+    def development(self) -> Iterator[Job]:
+        """Yield what a background is learned from."""
         for way in WAYS:
             for persona in self.people.development:
                 yield Job(f"development/{way}", persona.name, partial(self._developed, persona, way))
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield everything that a study needs, in a sensible order."""
+        yield from self.development()
         for persona in self.people.test:
             yield Job("enrolment", persona.name, partial(self._enrolled, persona))
         for condition in self.plan.conditions:
@@ -117,9 +127,30 @@ class Collector:
         """Return where a file lies."""
         return self.folder / FEATURES / group / f"{name}.safetensors"
 
+    def developed(self) -> dict[str, Tensor]:
+        """Return the deviations of the agents of development by how they were told, `[agents, texts, ...]`."""
+        names = [persona.name for persona in self.people.development]
+        return {
+            way: torch.stack([self.load(f"development/{way}", name)["deviation"] for name in names]) for way in WAYS
+        }
+
     def load(self, group: str, name: str) -> dict[str, Tensor]:
         """Return a file's tensors."""
         return load_file(self.path(group, name))
+
+    def revisions(self) -> list[dict[str, str]]:
+        """Return the revisions of the code that made features, the first one first."""
+        path = self.folder / FEATURES / REVISIONS
+        found: list[dict[str, str]] = json.loads(path.read_bytes()) if path.exists() else []
+        return found
+
+    def _note_revision(self) -> None:
+        known, now = self.revisions(), record.revision()
+        if now not in known:
+            folder = self.folder / FEATURES
+            with record.writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                record.write(folder / REVISIONS, json.dumps([*known, now]).encode())
 
     def _write(self, job: Job) -> None:
         path = self.path(job.group, job.name)

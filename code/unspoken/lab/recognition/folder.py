@@ -4,6 +4,7 @@ results/<name>/<UTC time>-<short id>/
     config.yaml             the study as it was run
     env.json                machine, versions, model, gate, when and by which code
     features/               what agents' columns average to; large, made first, not needed afterwards
+        revisions.json      the code that made them: a run may be gone on with by a later one
     scores.safetensors      every trial's score: `metrics.json` and `report.html` can be made again from it
     metrics.json            written last: a folder without it is an unfinished run
     report.html
@@ -24,7 +25,7 @@ from unspoken.lab.recognition.plan import RecognitionPlan
 from unspoken.spec import fingerprint
 
 SAME = ("model", "engine", "packages")
-"""What must be the same, besides the study, to go on with a run; the revisions of the code that did are on record."""
+"""What must be the same, besides the study, to go on with a run; see `features/revisions.json` for the code."""
 
 
 def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) -> Path:
@@ -46,11 +47,5 @@ def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) ->
         with FileLock(parent / ".lock"):
             path = record.unfinished(parent, short) or record.new_folder(parent, short)
         record.write(path / "config.yaml", msgspec.yaml.encode(plan))
-        record.write_env(path, {**env, "revisions": [*_revisions(path, env["revision"]), env["revision"]]})
+        record.write_env(path, env)
     return path
-
-
-def _revisions(path: Path, now: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the revisions of earlier starts, without the one at hand."""
-    earlier = record.RunFolder(path).env()["revisions"] if (path / "env.json").exists() else []
-    return [each for each in earlier if each != now]

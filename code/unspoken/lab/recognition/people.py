@@ -72,14 +72,14 @@ def told(persona: Persona, way: str, engine: Engine) -> Mind:
     if way == "dialogue":
         turns = "\n".join(f"{SAID[turn.speaker]}: {turn.words}" for turn in persona.dialogue)
         return Mind(persona.name, engine, PLAIN, EARLIER.format(turns=turns))
-    systems = {"card": persona.card, "reworded": persona.reworded, "unshared": persona.unshared}
+    systems = {"card": persona.card, "reworded": persona.reworded, "unshared": persona.unshared, "brief": persona.brief}
     systems["memory"] = OWN_NOTES.format(memory=persona.memory)
     if way not in systems:
         raise UsageError(f"An agent cannot be told by '{way}'.", f"Ways are {', '.join((*systems, 'dialogue'))}.")
     return Mind(persona.name, engine, systems[way])
 
 
-WAYS = ("card", "reworded", "unshared", "memory", "dialogue")
+WAYS = ("card", "reworded", "unshared", "memory", "dialogue", "brief")
 
 
 @dataclass(frozen=True)

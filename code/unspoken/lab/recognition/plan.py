@@ -12,7 +12,7 @@ from unspoken.engines.protocol import Loading
 from unspoken.errors import StorageError, UsageError
 
 CONDITIONS = (
-    "card", "reworded", "unshared", "memory", "dialogue", "mimicry", "self-written",
+    "card", "reworded", "unshared", "memory", "dialogue", "brief", "mimicry", "self-written",
     "kv+float32", "kv+int8", "kv+int4", "need@0.3", "two-hops", "llamacpp",
 )  # fmt: skip
 
