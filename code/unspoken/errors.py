@@ -10,6 +10,7 @@
     ├── CacheFileError        a file that is no sound cache
     ├── SealRefused           a file that nobody known vouches for, here and now
     ├── DecryptionFailed      an encrypted file that this secret does not open
+    ├── SpotCheckFailed       a cache whose columns are not what its tokens make
     ├── ContextOverflow       more columns than the model was trained for
     └── StorageError          a folder or file that cannot be read or written
 
@@ -70,6 +71,10 @@ class SealRefused(UnspokenError):
 
 class DecryptionFailed(UnspokenError):
     """An encrypted file that is damaged, or that this passphrase or key does not open; nothing was written."""
+
+
+class SpotCheckFailed(UnspokenError):
+    """A cache whose columns, computed again from its token ids, come out otherwise, or that cannot be checked."""
 
 
 class ContextOverflow(UnspokenError):

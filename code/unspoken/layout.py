@@ -94,14 +94,16 @@ def parts(cache: Manifest) -> dict[str, Part]:
     of `FLOATS` or `PACKED`, its layers hold columns, and its spans lie within them.
     """
     found = {f"layers.{layer.index}.positions": Part("int32", (layer.columns,)) for layer in cache.layers}
+    # Counted once: a header may name very many of them.
+    sinks = sum(map(len, sink_runs(cache))) if cache.dtype in GROUPINGS else 0
     for layer in cache.layers:
         for side in ("keys", "values"):
-            for name, part in _side(cache, layer, side):
+            for name, part in _side(cache, layer, side, sinks):
                 found[f"layers.{layer.index}.{side}{name}"] = part
     return dict(sorted(found.items(), key=lambda item: -SIZES[item[1].element]))
 
 
-def _side(cache: Manifest, layer: LayerInfo, side: str) -> Iterator[tuple[str, Part]]:
+def _side(cache: Manifest, layer: LayerInfo, side: str, sinks: int) -> Iterator[tuple[str, Part]]:
     """Yield the tensors of a layer's keys or values, by what is added to their name."""
     heads, columns, head_dim = cache.spec.kv_heads, layer.columns, cache.spec.head_dim
     if cache.dtype in FLOATS:
@@ -110,8 +112,7 @@ def _side(cache: Manifest, layer: LayerInfo, side: str) -> Iterator[tuple[str, P
     if cache.dtype in BLOCK_BYTES:
         yield "", Part(cache.dtype, (columns, heads * head_dim // BLOCK_VALUES * BLOCK_BYTES[cache.dtype]))
         return
-    rule, sinks = GROUPINGS[cache.dtype], sum(map(len, sink_runs(cache)))
-    rest = columns - sinks
+    rule, rest = GROUPINGS[cache.dtype], columns - sinks
     groups = sum(run.groups for run in token_runs(rest, rule.tokens))
     shared = (heads, groups, head_dim)
     if side == "values":

@@ -125,4 +125,23 @@ def test_many_spans_of_sinks_cost_no_time(packed: Callable[[str], Path], place: 
     file = Forged.of(packed("int8"))
     put("cache.spans", [{"kind": "sink", "start": 0, "stop": MANY}] * 50_000)(file)
     place.write_bytes(file.sealed().packed())
-    refused(place, "its manifest says")
+    refused(place, "50000 spans of sinks (at most 1024)")
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "q8_0", "q4_0"])
+def test_keys_that_are_unpacked_are_numbers_whatever_they_are_turned_by(
+    packed: Callable[[str], Path], place: Path, codec: str
+) -> None:
+    # Found by fuzzing: a frequency that overflows float32 makes every angle, and so every key, no number.
+    for frequency in (1e308, -1e308, 2.0**65):
+        file = Forged.of(packed(codec))
+        for change in (put("cache.rope", "applied"), put("cache.spec.rope.inverse_frequencies.7", frequency)):
+            change(file)
+        place.write_bytes(file.sealed().packed())
+        refused(place, "has a RoPE frequency beyond 1.8e+19 radians per position")
+    file = Forged.of(packed(codec))
+    for change in (put("cache.rope", "applied"), put("cache.spec.rope.inverse_frequencies.7", -(2.0**64))):
+        change(file)
+    struct.pack_into("<i", file.part("layers.0.positions"), 4 * (MANY - 1), (1 << 31) - 1)
+    place.write_bytes(file.signed().packed())
+    assert read_cache(place).layers[0].keys.isfinite().all()

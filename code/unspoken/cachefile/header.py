@@ -15,9 +15,12 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from unspoken.cachefile.caps import CAPS as CAPS  # Whoever reads a header finds its caps beside it.
+from unspoken.cachefile.caps import Caps as Caps
+from unspoken.cachefile.caps import first_problem, header_problem
 from unspoken.cachefile.sealed import SEAL_KEY, Seal, decode_seal, encode_seal
 from unspoken.errors import CacheFileError, StorageError
-from unspoken.layout import BLOCK_BYTES, BLOCK_VALUES, FLOATS, PACKED, SIZES, parts
+from unspoken.layout import SIZES, parts
 from unspoken.manifest import Manifest
 
 VERSION = 2
@@ -25,33 +28,12 @@ MANIFEST_KEY = "unspoken.manifest"
 # safetensors' names of the elements of tensors; it has no name for ggml's blocks, which are bytes to it.
 ELEMENTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
 BYTES = "U8"
-KNOWN = (*FLOATS, *PACKED)
 AGAIN = "Ask the sender to capture and send it again."
 # Versions that were written once, and what to do about a file of one.
 EARLIER = {b"1": "Version 1 had SHA-256 digests; capture the text again with this release, or ask the sender to."}
 OTHER = "Upgrade unspoken, or ask the sender for a file of this version."
 # What a message shows of a text that came with a file, at most.
 SHOWN = 400
-
-
-@dataclass(frozen=True)
-class Caps:
-    """Most that a file may claim before anything of it is read.
-
-    Attributes:
-        header_bytes: Length of the header; a manifest with 400,000 token ids is 3 MB.
-        layers: Layers held.
-        columns: Columns of a layer.
-        file_bytes: Size of the file.
-    """
-
-    header_bytes: int = 32 << 20
-    layers: int = 1024
-    columns: int = 1 << 22
-    file_bytes: int = 1 << 40
-
-
-CAPS = Caps()
 
 
 class FileManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,6 +76,7 @@ class Header:
         header_bytes: Length of the header, the eight bytes of its length included.
         file_bytes: Size of the file.
         seal: Who vouches for the file, as the file says; not verified.
+        exact: Whether there is a seal, and every byte of the header is the one that a sealed file has there.
     """
 
     manifest: FileManifest
@@ -101,6 +84,7 @@ class Header:
     header_bytes: int
     file_bytes: int
     seal: Seal | None = None
+    exact: bool = False
 
 
 def printable(text: str) -> str:
@@ -117,7 +101,11 @@ def refused(path: Path, problem: str, hint: str = AGAIN) -> CacheFileError:
 def manifest_digest(version: int, cache: Manifest, digests: dict[str, str]) -> str:
     """Return the BLAKE3 digest of a manifest's canonical JSON: sorted keys, no spaces."""
     data = {"version": version, "cache": msgspec.to_builtins(cache), "digests": digests}
-    return blake3(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return blake3(_canonical(data).encode()).hexdigest()
+
+
+def _canonical(data: object) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def tensor_names(cache: Manifest) -> list[str]:
@@ -137,10 +125,13 @@ def layout(cache: Manifest) -> dict[str, Entry]:
 
 
 def encode_header(manifest: FileManifest, tensors: dict[str, Entry], seal: Seal | None = None) -> bytes:
-    """Return the header's bytes: length, JSON, padding to eight bytes."""
+    """Return the header's bytes: length, JSON, padding to eight bytes.
+
+    With a seal, the manifest is canonical JSON: a sealed file is written in one way only.
+    """
     metadata = {"format": "pt", MANIFEST_KEY: msgspec.json.encode(manifest, order="deterministic").decode()}
     if seal is not None:
-        metadata[SEAL_KEY] = encode_seal(seal)
+        metadata |= {MANIFEST_KEY: _canonical(msgspec.to_builtins(manifest)), SEAL_KEY: encode_seal(seal)}
     text = json.dumps(
         {
             "__metadata__": metadata,
@@ -165,9 +156,9 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     """
     path = Path(path)
     raw, file_bytes = _raw_header(path, caps)
-    fields = _parsed(path, raw)
+    fields = _parsed(path, raw, caps)
     metadata = fields.pop("__metadata__", None)
-    manifest = _manifest(path, metadata)
+    manifest = _manifest(path, metadata, caps)
     seal = _seal(path, metadata)
     problem = first_problem(manifest.cache, caps)
     if problem is not None:
@@ -182,7 +173,8 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     if file_bytes != end:
         state = "truncated" if file_bytes < end else "followed by foreign bytes"
         raise refused(path, f"is {state}: it has {file_bytes} bytes, its header describes {end}")
-    return Header(manifest, tensors, 8 + len(raw), file_bytes, seal)
+    exact = seal is not None and encode_header(manifest, expected, seal)[8:] == raw
+    return Header(manifest, tensors, 8 + len(raw), file_bytes, seal, exact)
 
 
 def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:
@@ -213,15 +205,10 @@ def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:
         ) from error
 
 
-def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):  # Two readers could each believe another one.
-            raise ValueError("a name stands twice")
-        return found
-
+def _parsed(path: Path, raw: bytes, caps: Caps) -> dict[str, Any]:
+    _require_small(path, raw, caps)
     try:
-        fields = json.loads(raw, object_pairs_hook=unique)
+        fields = json.loads(str(raw, "utf-8"), object_pairs_hook=_unique)  # Of bytes it would take UTF-16 as well.
     except (ValueError, RecursionError) as error:
         raise refused(path, f"is no safetensors file: its header is not JSON ({error})") from error
     if not isinstance(fields, dict):
@@ -229,7 +216,20 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def _manifest(path: Path, metadata: object) -> FileManifest:
+def _require_small(path: Path, text: bytes, caps: Caps) -> None:
+    problem = header_problem(text, caps)
+    if problem is not None:
+        raise refused(path, problem)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # Two readers could each believe another one.
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _manifest(path: Path, metadata: object, caps: Caps) -> FileManifest:
     text = metadata.get(MANIFEST_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise refused(
@@ -238,6 +238,7 @@ def _manifest(path: Path, metadata: object) -> FileManifest:
             "Make one with `unspoken capture`.",
         )
     try:
+        _require_small(path, text.encode(), caps)  # Again: in the header they may have been escaped.
         version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version", msgspec.Raw(b"null"))
         if version != msgspec.Raw(str(VERSION).encode()):
             raise refused(
@@ -263,44 +264,17 @@ def _seal(path: Path, metadata: dict[str, Any]) -> Seal | None:
         raise refused(path, f"has a seal that is not valid: {error}") from error
 
 
-def first_problem(cache: Manifest, caps: Caps) -> str | None:
-    """Return why no reader takes a cache of this manifest ("holds zero layers"), or None if every reader does."""
-    spec, indices = cache.spec, [layer.index for layer in cache.layers]
-    columns = [layer.columns for layer in cache.layers]
-    longest = max(columns, default=0)
-    ids = cache.token_ids
-    problems = {
-        "holds zero layers": not indices,
-        f"has the unknown element type '{cache.dtype}' (known: {', '.join(KNOWN)})": cache.dtype not in KNOWN,
-        f"holds {len(indices)} layers (at most {caps.layers})": len(indices) > caps.layers,
-        f"holds {longest} columns (at most {caps.columns})": longest > caps.columns,
-        "has a layer with no columns": any(count < 1 for count in columns),
-        f"holds layers that the model of {spec.layers} layers does not have, or one twice, or out of order": indices
-        != sorted(set(indices))
-        or any(not 0 <= index < spec.layers for index in indices),
-        f"has an impossible shape of {spec.kv_heads} heads of {spec.head_dim}": not (
-            0 < spec.kv_heads <= 1 << 12 and 0 < spec.head_dim <= 1 << 14
-        ),
-        f"has {len(spec.rope.inverse_frequencies)} RoPE frequencies for heads of {spec.head_dim}": 2
-        * len(spec.rope.inverse_frequencies)
-        != spec.head_dim,
-        f"has {spec.kv_heads} heads of {spec.head_dim}, which do not fill {cache.dtype} blocks of {BLOCK_VALUES}": (
-            cache.dtype in BLOCK_BYTES and spec.kv_heads * spec.head_dim % BLOCK_VALUES != 0
-        ),
-        "has spans outside its columns": any(not 0 <= span.start < span.stop <= longest for span in cache.spans),
-        f"has {len(ids or ())} token ids for {longest} columns": ids is not None and len(ids) != longest,
-    }
-    return next((problem for problem, found in problems.items() if found), None)
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of the tensor table, as safetensors writes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def _entries(path: Path, fields: dict[str, Any]) -> dict[str, Entry]:
-    class Raw(msgspec.Struct, forbid_unknown_fields=True):
-        dtype: str
-        shape: tuple[int, ...]
-        data_offsets: tuple[int, int]
-
     try:
-        parsed = msgspec.convert(fields, type=dict[str, Raw])
+        parsed = msgspec.convert(fields, type=dict[str, _Line])
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise refused(path, f"has a tensor table that is not valid: {error}") from error
     return {name: Entry(raw.dtype, raw.shape, *raw.data_offsets) for name, raw in parsed.items()}

@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unspoken.cache import KVCache
+from unspoken.cachefile.caps import CAPS, KNOWN, first_problem, header_problem
 from unspoken.cachefile.digest import digest_and_check
-from unspoken.cachefile.header import (
-    CAPS,
-    KNOWN,
-    VERSION,
-    FileManifest,
-    encode_header,
-    first_problem,
-    layout,
-    manifest_digest,
-)
+from unspoken.cachefile.header import VERSION, FileManifest, encode_header, layout, manifest_digest
 from unspoken.errors import StorageError, UsageError
 from unspoken.layout import parts
 from unspoken.manifest import Manifest
@@ -126,7 +118,13 @@ def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path) -> FileMan
     places, known = layout(info), parts(info)
     names = list(known)
     blank = FileManifest(VERSION, info, dict.fromkeys(names, _BLANK), _BLANK)
-    data_start = len(encode_header(blank, places))
+    start = encode_header(blank, places)
+    data_start, problem = len(start), header_problem(start[8:], CAPS)
+    if problem is not None:
+        raise UsageError(
+            f"The cache {problem}; no reader would accept its file.",
+            "Leave out the token ids, or write fewer columns or spans.",
+        )
     # The pool ends before the file is closed: a thread that is still writing must not meet a closed descriptor.
     with open(part, "wb", buffering=0) as file, ThreadPoolExecutor(WRITERS) as pool:
 

@@ -18,6 +18,7 @@ TRANSFORMS = Registry(
         "rope.remove": "unspoken.transforms.rope:RemoveRope",
         "rope.apply": "unspoken.transforms.rope:ApplyRope",
         "cast": "unspoken.transforms.cast:Cast",
+        "redact": "unspoken.transforms.redact:Redact",
         "control.zero": "unspoken.transforms.controls:Zero",
         "control.noise": "unspoken.transforms.controls:Noise",
         "control.displace": "unspoken.transforms.controls:Displace",

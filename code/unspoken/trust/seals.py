@@ -20,7 +20,8 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from unspoken.cachefile.header import CAPS, FileManifest, Header, encode_header, peek, refused
+from unspoken.cachefile.caps import CAPS, header_problem
+from unspoken.cachefile.header import FileManifest, Header, encode_header, layout, peek, printable, refused
 from unspoken.cachefile.sealed import SEAL_VERSION, Seal, decode_seal, encode_seal, tokens_digest
 from unspoken.errors import SealRefused, UsageError
 from unspoken.trust.files import readable, replacing
@@ -79,9 +80,13 @@ def seal_file(
     path = Path(path)
     header = peek(path)
     seal = _signed(key, _fields(header.manifest, sender, session, seconds_to_live, tokens, now))
-    start = encode_header(header.manifest, header.tensors, seal)
-    if len(start) - 8 > CAPS.header_bytes:
-        raise UsageError("With a seal, the file's header is too long to be read.", "Capture it without token ids.")
+    start = encode_header(header.manifest, layout(header.manifest.cache), seal)
+    problem = header_problem(start[8:], CAPS)
+    if problem is not None:
+        raise UsageError(
+            f"With a seal the file {problem}; no reader would accept it.",
+            "Capture it without token ids, or fewer columns.",
+        )
     with readable(path, "cache file") as source:
         mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
         with replacing(path if out is None else Path(out), "sealed file", mode) as sink:
@@ -122,7 +127,9 @@ def verify_seal(
     _require_signature(seal)
     found = next(_problems(seal, header.manifest, sender, now, session, expected_sender), None)
     if found is not None:
-        raise SealRefused(f"The seal of the cache file is refused: {found}.", AGAIN)
+        raise SealRefused(f"The seal of the cache file is refused: {printable(found)}.", AGAIN)
+    if not header.exact:  # Another form of the same words, or more of them: bytes that nobody vouches for.
+        raise SealRefused("The header of the cache file is not written as it was sealed: it was changed.", AGAIN)
     return Trusted(sender, seal)
 
 
