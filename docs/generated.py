@@ -270,6 +270,35 @@ def phase_three_runs() -> str:
     return "\n".join([*lines, f"- `unspoken bench codecs`: {links or 'not yet'}"])
 
 
+def identity_table() -> str:
+    """Return the error rates of the newest full study of recognition."""
+    from unspoken.lab.recognition.tables import NOTE, markdown, results
+
+    folder, metrics = newest("identity", full=True)
+    return f"{markdown(results(metrics))}\n\n{NOTE}.\n\nRun: {link(folder)}."
+
+
+def identity_sentences() -> str:
+    """Return what the newest full study of recognition shows, sentence by sentence."""
+    from unspoken.lab.recognition.tables import sentences
+
+    return "\n".join(f"- {sentence}" for sentence in sentences(newest("identity", full=True)[1]))
+
+
+def identity_run() -> str:
+    """Return where the newest full study of recognition is."""
+    return f"\nRun: {link(newest('identity', full=True)[0])}."
+
+
+def identity_details() -> str:
+    """Return the other tables of the newest full study of recognition."""
+    from unspoken.lab.recognition.page import baselines, enrolment, open_set
+    from unspoken.lab.recognition.tables import markdown
+
+    metrics = newest("identity", full=True)[1]
+    return "\n\n".join(markdown(grid(metrics)) for grid in (baselines, open_set, enrolment))
+
+
 def _by_cell(experiment: str, table: Callable[[dict[str, Any]], str], cells: str) -> str:
     """Return a table for each cell of the newest sweep with a text in its name; one line if there is no sweep yet."""
     run = newest_sweep(experiment)

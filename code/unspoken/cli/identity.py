@@ -65,6 +65,7 @@ def enroll(
     if bool(cards) == bool(name) or bool(name) != bool(caches):
         raise click.UsageError("Give NAME and CACHE files, or --card, and not both.")
     found = [_read_card(path) for path in _card_files(cards)]
+    _require_names([name] if name else [known for known, _ in found])
     recogniser = _recogniser(model, engine, loading)
     began = time.perf_counter()
     if name:
@@ -191,7 +192,7 @@ def evaluate(experiment: Path, results: Path, as_json: bool) -> None:
 
 @identity.command()
 @click.option("--texts", help="File of texts: one JSON object with a `context` per line; own short passages otherwise.")
-@click.option("--agents", default=100, show_default=True, type=click.IntRange(min=5), help="Generated agents.")
+@click.option("--agents", default=100, show_default=True, type=click.IntRange(min=6), help="Generated agents.")
 @model_options
 def prepare(texts: str | None, agents: int, model: str, engine: str, loading: dict[str, Any]) -> None:
     """Learn once how agents on a model are told apart. SmolLM2 needs none: what was learned comes with the package."""
@@ -284,6 +285,17 @@ def _read_card(path: Path) -> tuple[str, str]:
         from unspoken.session import read_card
 
     return read_card(path)
+
+
+def _require_names(names: Sequence[str]) -> None:
+    """Refuse names that cannot be kept, before anybody reads for minutes."""
+    with quick_start():
+        from unspoken.identity.profile import profile_path
+    for name in names:
+        profile_path(Path(), name)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"Several cards are of '{twice}'.", "Name them apart: a profile is kept under its name.")
 
 
 def _keep(made: Sequence[Profile], folder: Path, seconds: float, as_json: bool) -> None:

@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from unspoken.cli.common import as_json
-from unspoken.cli.prove import show_results
+from unspoken.cli.identity import show_recognition
+from unspoken.cli.prove import progress, show_results
 from unspoken.cli.run import show_sweep
 from unspoken.errors import UsageError
 
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
 @as_json
 def report(folder: Path, as_json: bool) -> None:
     """Rebuild metrics.json and report.html of the run in FOLDER; the same samples give the same bytes."""
+    from unspoken.lab.recognition.evaluate import close_recognition, open_recognition
     from unspoken.lab.sweeprun import close_sweep, open_sweep
 
+    recognition = open_recognition(folder)
+    if recognition is not None:
+        with progress() as watch:
+            study = close_recognition(folder, recognition, watch)
+        show_recognition(study.metrics, study.folder, as_json)
+        return
     sweep = open_sweep(folder)
     if sweep is None:
         study = rebuilt(folder)

@@ -140,6 +140,11 @@ class Background:
                 "Make it again: `unspoken identity prepare`.",
             )
         require_compatible(info.spec, spec)
+        if not info.cohort or not all(0 <= site.layer < spec.layers for site in info.sites):
+            raise UsageError(
+                f"The background {path} has no cohort, or sites that are none of the model's {spec.layers} layers.",
+                "Make it again: `unspoken identity prepare`.",
+            )
         sites, dims = len(info.sites), spec.kv_heads * spec.head_dim
         kept = tensors["matrix"].shape[-1] if "matrix" in tensors and tensors["matrix"].ndim == 2 else 0
         many = len(tensors["impostors"]) if "impostors" in tensors and tensors["impostors"].ndim else 0

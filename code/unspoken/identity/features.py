@@ -109,7 +109,8 @@ def places(columns: KVCache, start: int | None = None) -> list[Int[Tensor, " _"]
         columns: Content columns.
         start: Position of the text's first token; by default that of the first column that any layer holds.
     """
-    first = min(int(layer.positions.min()) for layer in columns.layers) if start is None else start
+    starts = [int(layer.positions.min()) for layer in columns.layers if layer.columns]
+    first = min(starts, default=0) if start is None else start
     return [layer.positions - first for layer in columns.layers]
 
 

@@ -100,10 +100,11 @@ def _require_enough(ways: Mapping[str, Caches]) -> None:
             f"Give the same agents in each way, and `{ENROLLED}` among the ways.",
         )
     agents, texts = ways[ENROLLED].shape[:2]
-    if agents < FOLDS or texts < 2:
+    # With one agent left out at a time, nobody would be compared with anybody else.
+    if agents <= FOLDS or texts < 2:
         raise UsageError(
             f"{agents} agents with {texts} texts each are too few to learn from.",
-            f"Give at least {FOLDS} agents with 2 texts each; 100 with 6 are a good number.",
+            f"Give at least {FOLDS + 1} agents with 2 texts each; 100 with 6 are a good number.",
         )
 
 

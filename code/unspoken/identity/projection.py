@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 import torch
@@ -71,7 +71,8 @@ def deviation(
     """
     found = features - baseline
     size = baseline.norm(dim=(-2, -1), keepdim=True)
-    return torch.where(found.norm(dim=(-2, -1), keepdim=True) > ROUNDING * size, found, torch.zeros(()))
+    # Asked this way round, what is no number stays none, and no later score hides it.
+    return torch.where(found.norm(dim=(-2, -1), keepdim=True) <= ROUNDING * size, torch.zeros(()), found)
 
 
 def at_sites(
@@ -122,6 +123,7 @@ def cosines(
     return tests @ enrolled.mT
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Makes a projection of development data."""
 
@@ -182,12 +184,14 @@ class _Seen:
 
 
 def _seen(features: Float[Tensor, "caches sites dims"]) -> _Seen:
-    scale = features.norm(dim=-1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    size = features.norm(dim=-1).mean(dim=0)
+    # A site where nobody showed anything has no unit, and no direction in the basis either.
+    scale = torch.where(size > 0, size, torch.ones(()))
     rows = _side_by_side(features, scale)
     shift = rows.mean(dim=0)
     _, sizes, basis = torch.linalg.svd(rows - shift, full_matrices=False)
     kept = basis[sizes > ROUNDING * sizes.max()]
-    if not len(kept):
+    if not sizes.max() > ROUNDING * rows.norm():
         raise UsageError("All caches look the same: nothing can be learned from them.", "Give caches of other agents.")
     return _Seen(scale, shift, kept.mT, (rows - shift) @ kept.mT)
 

@@ -21,6 +21,7 @@ from unspoken.identity.passages import passages
 from unspoken.identity.profile import VERSION, Profile, ProfileInfo, spread_of
 from unspoken.identity.projection import deviation
 from unspoken.manifest import require_compatible
+from unspoken.spec import ModelSpec
 from unspoken.trust.leak import leak
 
 TokenSource = Literal["disclosed", "recovered"]
@@ -116,6 +117,7 @@ class Recogniser:
         columns = columns.slice(0, min(columns.columns, MOST_COLUMNS))
         disclosed = columns.manifest.token_ids
         ids = leak(columns, self.engine).token_ids if disclosed is None else disclosed
+        _require_tokens(ids, self.engine.spec)
         baseline = self.cohort.read(ids).mean(dim=0)
         features = pooled(columns)
         _require_its_tokens(features[0], baseline[0])
@@ -176,6 +178,7 @@ class Recogniser:
             raise UsageError("There is no profile to compare the cache with.", "Enrol agents first.")
         for profile in profiles:
             profile.require_for(self.engine.spec, self.digest)
+            _require_signature(profile, self.background)
         seen = self.observe(cache)
         tested = self.background.signatures(seen.deviation)[None]
         found = self.background.llrs(tested, torch.stack([profile.signature for profile in profiles]))[0]
@@ -188,6 +191,15 @@ class Recogniser:
         )
 
 
+def _require_signature(profile: Profile, background: Background) -> None:
+    found, kept = len(profile.signature), background.impostors.shape[-1]
+    if found != kept:
+        raise UsageError(
+            f"The signature of {profile.name} has {found} numbers, those of its background have {kept}.",
+            "Enrol the agent anew.",
+        )
+
+
 def _require_unbroken(columns: KVCache) -> None:
     """Refuse a cache of which columns are missing: without all of them, nobody can read the same words."""
     if columns.columns < FEW_COLUMNS:
@@ -195,12 +207,22 @@ def _require_unbroken(columns: KVCache) -> None:
             f"The cache has {columns.columns} content columns, too few to tell an agent by.",
             f"Give a cache of a longer text, {FEW_COLUMNS} columns at least.",
         )
+    whole = torch.arange(columns.columns, dtype=torch.int32)
     for where in places(columns):
-        if len(where) != columns.columns or not bool((where.diff() == 1).all()):
+        if not torch.equal(where, whole):
             raise UsageError(
                 "The cache lacks some columns of its text, and others cannot read the same words for comparison.",
                 "Give the whole cache.",
             )
+
+
+def _require_tokens(token_ids: Sequence[int], spec: ModelSpec) -> None:
+    strange = next((token for token in token_ids if not 0 <= token < spec.vocabulary), None)
+    if strange is not None:
+        raise UsageError(
+            f"The cache names the token {strange}, and '{spec.name}' has {spec.vocabulary}.",
+            "Do not use it: it is damaged or forged.",
+        )
 
 
 def _require_its_tokens(

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from unspoken.errors import StorageError, UsageError
 T = TypeVar("T")
 # A background of an 8B model with ten sites holds 1,024 x 1,024 numbers for each: 42 MB.
 MOST_BYTES = 1 << 30
+# What is written; others may hold what float32 does not.
+DTYPES = (torch.float32, torch.float16)
 
 
 def write(path: Path, key: str, info: msgspec.Struct, tensors: Mapping[str, Tensor]) -> None:
@@ -47,7 +50,9 @@ def write(path: Path, key: str, info: msgspec.Struct, tensors: Mapping[str, Tens
     except OSError as error:
         raise StorageError(f"The file {path} cannot be written: {error.strerror}.", "Choose another folder.") from error
     finally:
-        part.unlink(missing_ok=True)
+        # Where no file could be made, there is none to delete.
+        with suppress(OSError):
+            part.unlink()
 
 
 def read(path: Path, key: str, kind: type[T], what: str) -> tuple[T, dict[str, Tensor]]:
@@ -61,7 +66,7 @@ def read(path: Path, key: str, kind: type[T], what: str) -> tuple[T, dict[str, T
 
     Raises:
         StorageError: If it cannot be read.
-        UsageError: If it is no such file, or holds NaN or infinity.
+        UsageError: If it is no such file, or holds other numbers than finite float32 and float16.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -77,8 +82,11 @@ def read(path: Path, key: str, kind: type[T], what: str) -> tuple[T, dict[str, T
         raise UsageError(
             f"{path} is no {what}: {_brief(error)}.", f"Make the {what} again; see `unspoken identity --help`."
         ) from error
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
-        raise UsageError(f"The {what} {path} holds NaN or infinity.", f"Make the {what} again.")
+    if not all(tensor.dtype in DTYPES and torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UsageError(
+            f"The {what} {path} holds NaN, infinity, or numbers that are neither float32 nor float16.",
+            f"Make the {what} again.",
+        )
     return info, tensors
 
 

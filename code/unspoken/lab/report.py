@@ -61,7 +61,7 @@ def render(
         "seconds": Markup(figures.seconds_by_stage(metrics) or ""),  # noqa: S704
         "frontier": Markup(frontier({experiment.task: metrics}) if has_frontier(metrics) else ""),  # noqa: S704
     }
-    return _page(
+    return page(
         "report.html.j2",
         experiment=experiment,
         metrics=metrics,
@@ -93,7 +93,7 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
     starts = [f"{each['utc']}  {each['command']}" for each in env.get("starts", [])]
     told = [(cell, cells[cell.key], judge(cells[cell.key]), rows(cells[cell.key])) for cell in sweep.cells]
     every = [row for *_, lines in told for row in lines]
-    return _page(
+    return page(
         "sweep.html.j2",
         sweep=sweep,
         figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
@@ -104,7 +104,7 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
     )
 
 
-def _page(template: str, **values: Any) -> str:
+def page(template: str, **values: Any) -> str:
     """Return one of this package's templates, filled in; what is not marked as safe is escaped."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 

@@ -148,10 +148,21 @@ def rows(metrics: Mapping[str, Any]) -> tuple[Row, ...]:
 
 
 def _table(columns: Sequence[Column], lines: Sequence[Row]) -> str:
+    return github(columns, [row.cells for row in lines], ("arm",))
+
+
+def github(columns: Sequence[Column], lines: Sequence[Mapping[str, Cell]], words: Sequence[str]) -> str:
+    """Return cells as a GitHub table.
+
+    Args:
+        columns: The columns.
+        lines: For each line, its cells by column.
+        words: Keys of columns that hold words, which stand on the left.
+    """
     cells = [
         [column.title.replace("\n", " ") for column in columns],
-        ["---" if column.key == "arm" else "---:" for column in columns],
-        *([_escaped(row.cells[column.key].text) for column in columns] for row in lines),
+        ["---" if column.key in words else "---:" for column in columns],
+        *([_escaped(line[column.key].text) for column in columns] for line in lines),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 

@@ -158,7 +158,8 @@ def compute(
     return {
         "experiment": plan.name,
         "pilot": plan.pilot,
-        **{key: env[key] for key in ("model", "engine", "gate")},
+        "engine": plan.engine,
+        **{key: env[key] for key in ("model", "gate")},
         **{key: getattr(plan, key) for key in ("agents", "development", "cohort", "enrolment_texts", "test_texts")},
         **measured,
         "open_set": {

@@ -58,7 +58,7 @@ def write_scores(folder: Path, found: Mapping[str, Scores], facts: Mapping[str, 
         tensors[f"{name}/tested"] = torch.from_numpy(each.tested).to(torch.int32)
         tensors[f"{name}/text"] = torch.from_numpy(each.text).to(torch.int32)
     with record.writable(folder):
-        record.write(folder / FILE, save(tensors, {"facts": json.dumps(facts)}))
+        record.write(folder / FILE, save(tensors, {"facts": json.dumps(facts), "order": json.dumps(list(found))}))
 
 
 def read_scores(folder: Path) -> tuple[dict[str, Scores], dict[str, object]]:
@@ -71,10 +71,11 @@ def read_scores(folder: Path) -> tuple[dict[str, Scores], dict[str, object]]:
     try:
         data = path.read_bytes()
         tensors, length = load(data), int.from_bytes(data[:8], "little")
-        facts: dict[str, object] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
-        names = list(dict.fromkeys(key.rpartition("/")[0] for key in tensors))
+        told = json.loads(data[8 : 8 + length])["__metadata__"]
+        facts: dict[str, object] = json.loads(told["facts"])
+        names: list[str] = json.loads(told["order"])  # Tensors lie in an order of the format's own.
         parts = {name: [tensors[f"{name}/{part}"].numpy() for part in PARTS] for name in names}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"The run in {folder} has no sound {FILE}: {error}.", "Finish it: `unspoken identity evaluate`."
         ) from error

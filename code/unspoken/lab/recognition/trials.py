@@ -149,7 +149,7 @@ def laid_out(scores: Floats, agents: int, texts: int) -> Scores:
     return Scores(scores, np.repeat(np.arange(agents), texts), np.tile(np.arange(texts), agents))
 
 
-def plainly(enrolment: Float[Tensor, "agents texts *numbers"], tests: Float[Tensor, "agents texts *numbers"]) -> Scores:
+def plainly(enrolment: Float[Tensor, "agents known *numbers"], tests: Float[Tensor, "agents texts *numbers"]) -> Scores:
     """Return cosines of tested features with the mean of those of enrolment, nothing learned.
 
     What differs by rounding only is equal: ranking rounding errors would make something of nothing.
