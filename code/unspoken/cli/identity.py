@@ -88,13 +88,19 @@ def enroll(
 def verify(
     name: str, cache: Path, profiles: Path | None, model: str, engine: str, loading: dict[str, Any], as_json: bool
 ) -> None:
-    """Say whether CACHE is of the agent NAME. Exit code 0 if it is likely, 1 if it is not."""
-    found = _identified(cache, (name,), profiles, model, engine, loading)
-    accepted = found.name is not None
+    """Say whether CACHE is of the agent NAME. Exit code 0 if it is likely, 1 if it is not.
+
+    It is compared with all enrolled agents: a cache that is likelier another's is not NAME's, however it scores.
+    """
+    found = _identified(cache, (), profiles, model, engine, loading)
+    if name not in {match.name for match in found.matches}:
+        enrolled = ", ".join(match.name for match in found.matches)
+        raise UsageError(f"There is no profile of {name}.", f"Enrolled are {enrolled}.")
+    accepted = found.name == name
     if as_json:
         print_json(_facts(cache, found) | {"claimed": name, "accepted": accepted})
     else:
-        click.echo(printable(f"{cache}: {name if accepted else f'not {name}'}"))
+        click.echo(_verdict(cache, name if accepted else f"not {name}"))
         click.echo(_evidence(found))
     if not accepted:
         raise SystemExit(NOT_IT)
@@ -113,7 +119,7 @@ def identify(
     if as_json:
         print_json(_facts(cache, found))
         return
-    click.echo(printable(f"{cache}: {found.name or 'unknown'}"))
+    click.echo(_verdict(cache, found.name or "unknown"))
     click.echo(_evidence(found))
 
 
@@ -126,13 +132,16 @@ def listed(profiles: Path | None, as_json: bool) -> None:
 
     folders = [profiles] if profiles else sorted({path.parent for path in _identities().glob(f"*/*{SUFFIX}")})
     found = [profile for folder in folders for profile in profiles_in(folder)]
-    rows = [{"name": each.name, "model": each.info.spec.name, "caches": each.info.caches, "columns": each.info.columns}
-            for each in found]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"name": each.name, "model": each.info.spec.name, "caches": each.info.caches, "columns": each.info.columns}
+        for each in found
+    ]
     if as_json:
         print_json(rows)
         return
     for row in rows:
-        click.echo(printable(f"{row['name']:<16} {row['model']}, {row['caches']} caches, {row['columns']} columns"))
+        name, model = printable(row["name"]), printable(row["model"])
+        click.echo(f"{name:<16} {model}, {row['caches']} caches, {row['columns']} columns")
     if not rows:
         click.echo("Nobody is enrolled. Start with `unspoken identity enroll --card data/agents`.")
 
@@ -152,9 +161,9 @@ def show(
 
     folder = profiles or _profiles_folder(_described(model, engine, loading))
     (profile,) = profiles_in(folder, (name,))
-    picture = portrait(profile)
+    told = lines(profile)
     if out is not None:
-        _write(out, picture)
+        _write(out, portrait(profile))
     if as_json:
         import msgspec
 
@@ -162,9 +171,9 @@ def show(
         return
     info = profile.info
     click.echo(printable(f"{name}: {info.spec.name}, enrolled with {info.caches} caches of {info.columns} columns"))
-    rates = ", ".join(f"{way} {rate:.1%}" for way, rate in info.error_rates.items())
+    rates = ", ".join(f"{printable(way)} {rate:.1%}" for way, rate in info.error_rates.items())
     click.echo(f"error rates of this model's background: {rates}\n")
-    for line in lines(profile):
+    for line in told:
         click.echo(line)
     if out is not None:
         click.echo(f"\nPicture: {out}")
@@ -322,8 +331,13 @@ def _facts(cache: Path, found: Identification) -> dict[str, Any]:
     }
 
 
+def _verdict(cache: Path, verdict: str) -> str:
+    # Each by itself: what is too long is cut, and the verdict must not be.
+    return f"{printable(str(cache))}: {printable(verdict)}"
+
+
 def _evidence(found: Identification) -> str:
-    told = ", ".join(f"{match.name} {match.llr:+.1f}" for match in found.matches[:5])
+    told = ", ".join(f"{printable(match.name)} {match.llr:+.1f}" for match in found.matches[:5])
     return (
         f"  log-likelihood ratios: {told}; {found.threshold:+.1f} is needed.\n"
         f"  {found.columns} columns, tokens {found.tokens}. Statistical evidence, no proof: only a seal says who "

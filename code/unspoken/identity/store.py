@@ -104,4 +104,5 @@ def require_shape(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ..
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+    """Return what is wrong with a file, without the names of the program's insides."""
+    return "its header describes none" if isinstance(error, KeyError | TypeError) else f"{error}"[:200]
