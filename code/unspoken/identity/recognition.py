@@ -31,6 +31,8 @@ MOST_COLUMNS = 256
 FEW_COLUMNS = 16
 # Passages an agent reads when it is enrolled from its card.
 READINGS = 12
+# Texts whose reading by the cohort is remembered: 46 kB each for SmolLM2.
+TEXTS_KEPT = 256
 # How far the mean of layer 0 may be from what its tokens make, as a share: rounding to 4 bits explains 0.08, another
 # text's tokens make more than 0.3 (docs/log.md).
 NOT_ITS_TOKENS = 0.2
@@ -118,11 +120,23 @@ class Recogniser:
         disclosed = columns.manifest.token_ids
         ids = leak(columns, self.engine).token_ids if disclosed is None else disclosed
         _require_tokens(ids, self.engine.spec)
-        baseline = self.cohort.read(ids).mean(dim=0)
+        baseline = self._baseline(tuple(ids))
         features = pooled(columns)
         _require_its_tokens(features[0], baseline[0])
         source: TokenSource = "recovered" if disclosed is None else "disclosed"
         return Observed(deviation(features, baseline), columns.columns, source)
+
+    def _baseline(self, ids: tuple[int, ...]) -> Float[Tensor, "layers parts kv_heads head_dim"]:
+        """Return the cohort's mean over a text; several agents are often enrolled with the same texts."""
+        if ids not in self._read:
+            if len(self._read) >= TEXTS_KEPT:
+                self._read.clear()
+            self._read[ids] = self.cohort.read(ids).mean(dim=0)
+        return self._read[ids]
+
+    @cached_property
+    def _read(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
 
     def enrol(self, name: str, caches: Sequence[KVCache]) -> Profile:
         """Return the profile of an agent.
