@@ -184,9 +184,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         scripts = archive.read(f"unspoken-{unspoken.__version__}.dist-info/entry_points.txt").decode()
     inside = {name.removeprefix("unspoken/") for name in names if name.startswith("unspoken/")}
     assert {_name(path) for path in MODULES} <= inside
-    assert {"lab/report.html.j2", "modelstore/manifest.json"} <= inside
+    assert {"lab/report.html.j2", "lab/recognition.html.j2", "modelstore/manifest.json"} <= inside
+    assert {"identity/lexicon.yaml", "identity/passages.txt"} <= inside
+    backgrounds = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("identity/backgrounds/*.safetensors")}
+    assert backgrounds
+    assert {name for name in inside if name.endswith(".safetensors")} == backgrounds
     assert {name.split("/")[0] for name in names} == {"unspoken", f"unspoken-{unspoken.__version__}.dist-info"}
-    assert not [name for name in names if name.endswith((".pyc", ".safetensors", ".gguf"))]
+    assert not [name for name in names if name.endswith((".pyc", ".gguf"))]
     assert "License-Expression: Apache-2.0" in metadata
     assert "unspoken = unspoken.cli:main" in scripts
 

@@ -15,6 +15,16 @@ from unspoken.identity.background import KEY, SUFFIX, Background, BackgroundInfo
 from unspoken.identity.backgrounds import SHIPPED, background_for, own_path
 from unspoken.spec import ModelSpec
 
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "identity"
+
+
+def test_what_comes_with_the_package_is_what_a_committed_run_learned() -> None:
+    folder = Path(str(files("unspoken.identity").joinpath("backgrounds")))
+    learned = {path.read_bytes() for path in RESULTS.glob("*/learned.background.safetensors")}
+    shipped = [path.read_bytes() for path in folder.glob(f"*{SUFFIX}")]
+    assert shipped
+    assert set(shipped) <= learned
+
 
 @pytest.fixture
 def spec(background: Background) -> ModelSpec:

@@ -12,6 +12,7 @@ import click
 from unspoken.cachefile.header import printable
 from unspoken.cli.common import as_json, model_options, note, opened, print_json, quick_start
 from unspoken.cli.prove import progress, results_option
+from unspoken.cli.recognised import evidence, facts, show_recognition, verdict
 from unspoken.errors import StorageError, UsageError
 from unspoken.modelstore import home
 
@@ -98,10 +99,10 @@ def verify(
         raise UsageError(f"There is no profile of {name}.", f"Enrolled are {enrolled}.")
     accepted = found.name == name
     if as_json:
-        print_json(_facts(cache, found) | {"claimed": name, "accepted": accepted})
+        print_json(facts(cache, found) | {"claimed": name, "accepted": accepted})
     else:
-        click.echo(_verdict(cache, name if accepted else f"not {name}"))
-        click.echo(_evidence(found))
+        click.echo(verdict(cache, name if accepted else f"not {name}"))
+        click.echo(evidence(found))
     if not accepted:
         raise SystemExit(NOT_IT)
 
@@ -117,10 +118,10 @@ def identify(
     """Say which of the enrolled agents CACHE is from, or that it is of none of them: unknown."""
     found = _identified(cache, (), profiles, model, engine, loading)
     if as_json:
-        print_json(_facts(cache, found))
+        print_json(facts(cache, found))
         return
-    click.echo(_verdict(cache, found.name or "unknown"))
-    click.echo(_evidence(found))
+    click.echo(verdict(cache, found.name or "unknown"))
+    click.echo(evidence(found))
 
 
 @identity.command("list")
@@ -221,22 +222,6 @@ def prepare(texts: str | None, agents: int, model: str, engine: str, loading: di
     click.echo("Profiles of this model that were enrolled before have to be enrolled anew.")
 
 
-def show_recognition(metrics: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Print what came of a study, as a table with its verdict, or as JSON."""
-    if as_json:
-        print_json(metrics)
-        return
-    from rich.console import Console
-
-    from unspoken.lab.recognition.tables import sentences, terminal
-
-    console = Console()
-    console.print(terminal(metrics))
-    for sentence in sentences(metrics):
-        console.print(sentence, highlight=False)
-    click.echo(f"\nReport: {folder / 'report.html'}")
-
-
 def _identities() -> Path:
     return home() / "identity"
 
@@ -320,34 +305,11 @@ def _keep(made: Sequence[Profile], folder: Path, seconds: float, as_json: bool) 
     click.echo(f"[{seconds:.1f} s, {folder}]")
 
 
-def _facts(cache: Path, found: Identification) -> dict[str, Any]:
-    return {
-        "file": str(cache),
-        "name": found.name,
-        "matches": [{"name": match.name, "llr": match.llr} for match in found.matches],
-        "threshold": found.threshold,
-        "columns": found.columns,
-        "tokens": found.tokens,
-    }
-
-
-def _verdict(cache: Path, verdict: str) -> str:
-    # Each by itself: what is too long is cut, and the verdict must not be.
-    return f"{printable(str(cache))}: {printable(verdict)}"
-
-
-def _evidence(found: Identification) -> str:
-    told = ", ".join(f"{printable(match.name)} {match.llr:+.1f}" for match in found.matches[:5])
-    return (
-        f"  log-likelihood ratios: {told}; {found.threshold:+.1f} is needed.\n"
-        f"  {found.columns} columns, tokens {found.tokens}. Statistical evidence, no proof: only a seal says who "
-        "vouches for a file."
-    )
-
-
 def _write(out: Path, picture: str) -> None:
+    from unspoken.lab import record
+
     try:
-        out.write_text(picture, encoding="utf-8")
+        record.write(out, picture.encode())
     except OSError as error:
         raise StorageError(
             f"The picture {out} cannot be written: {error.strerror}.", "Choose another --out."

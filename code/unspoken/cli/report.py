@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from unspoken.cli.common import as_json
-from unspoken.cli.identity import show_recognition
 from unspoken.cli.prove import progress, show_results
+from unspoken.cli.recognised import show_recognition
 from unspoken.cli.run import show_sweep
 from unspoken.errors import UsageError
 
