@@ -258,6 +258,8 @@ def _options(folder: Path, world: World) -> list[str]:
     return [
         str(corpus), str(begin), f"-artifact_prefix={found}/", f"-max_len={MOST_BYTES}",
         f"-timeout={SECONDS_FOR_ONE}", "-print_final_stats=1",
+        # The process bounds its memory itself, above; the fuzzer reads a peak that a process inherits from its parent.
+        "-rss_limit_mb=0",
     ]  # fmt: skip
 
 

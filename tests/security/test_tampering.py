@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 
 from unspoken.cachefile import read_cache, read_packed
-from unspoken.cli.verify import verify
+from unspoken.cli import cli
 from unspoken.errors import DecryptionFailed, SealRefused, UnspokenError
 from unspoken.trust import encrypted
 from unspoken.trust.nonces import Ledger
@@ -175,7 +175,7 @@ def test_the_command_line_refuses_one_of_each_class_too(
         monkeypatch.setattr("unspoken.trust.receiving.time.time", lambda: float(now))
         sender = [] if attempt.sender is None else ["--from", attempt.sender]
         options = ["--trusted", "--once", "--session", attempt.session, *sender]
-        return CliRunner().invoke(verify, [*options, str(path)]).exception
+        return CliRunner().invoke(cli, ["verify", *options, str(path)]).exception
 
     for name, made in attempts.items():
         attempt = Random(name).choice(made)
