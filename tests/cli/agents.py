@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from unspoken.engines.protocol import Engine
@@ -44,8 +46,22 @@ class World:
         return self.caches / f"{name}.{at}.kv.safetensors"
 
 
-def make_world(engine: Engine, folder: Path) -> World:
-    """Let agents read, and write it all down."""
+def make_world(model: Any, tokenizer: Any, folder: Path) -> World:
+    """Write a model into a folder, open it from there, and let agents read."""
+    from unspoken.api import load_gated
+    from unspoken.engines.protocol import Loading
+
+    for name in ("model", "caches", "cards"):
+        (folder / name).mkdir()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("UNSPOKEN_HOME", str(folder / "home"))
+        engine, _ = load_gated(str(folder / "model"), "transformers", Loading())
+    return _written(engine, folder)
+
+
+def _written(engine: Engine, folder: Path) -> World:
     from unspoken.cachefile import write_cache
     from unspoken.channels.kv import content_columns
     from unspoken.engines.protocol import Piece, Prompt

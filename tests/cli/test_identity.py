@@ -33,18 +33,8 @@ def world(
     tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> World:
     """Made once; nobody writes into it."""
-    from unspoken.api import load_gated
-    from unspoken.engines.protocol import Loading
-
-    folder = tmp_path_factory.mktemp("world")
-    for name in ("model", "caches", "cards"):
-        (folder / name).mkdir()
-    tiny_model("llama", 1, num_hidden_layers=3, max_position_embeddings=1024).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("UNSPOKEN_HOME", str(folder / "home"))
-        engine, _ = load_gated(str(folder / "model"), "transformers", Loading())
-    return make_world(engine, folder)
+    model = tiny_model("llama", 1, num_hidden_layers=3, max_position_embeddings=1024)
+    return make_world(model, tiny_tokenizer(), tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

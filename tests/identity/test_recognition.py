@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,8 +19,9 @@ from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.engines.transformers import TransformersEngine
 from unspoken.errors import IncompatibleCache, UsageError
-from unspoken.identity.background import Background
+from unspoken.identity.background import Alarm, Background
 from unspoken.identity.cards import Persona
+from unspoken.identity.cohort import Cohort
 from unspoken.identity.features import content, pooled
 from unspoken.identity.profile import Profile
 from unspoken.identity.recognition import FEW_COLUMNS, MOST_COLUMNS, NOT_ITS_TOKENS, Recogniser
@@ -97,6 +99,19 @@ def test_verifying_is_identifying_among_one(
         assert (alone.name == profile.name) == (alone.matches[0].llr >= alone.threshold)
 
 
+def test_more_profiles_ask_for_more(
+    recogniser: Recogniser, background: Background, profiles: Sequence[Profile], cache: KVCache
+) -> None:
+    alarms = (Alarm(1.0, 0.01), Alarm(1000.0, 0.003))
+    strict = Recogniser(
+        recogniser.engine, replace(background, info=msgspec.structs.replace(background.info, alarms=alarms))
+    )
+    bound = [replace(each, info=msgspec.structs.replace(each.info, background=strict.digest)) for each in profiles]
+    alone, among_all = strict.identify(cache, bound[1:2]), strict.identify(cache, bound)
+    assert (alone.name, alone.threshold) == (bound[1].name, 1.0)
+    assert (among_all.name, among_all.threshold) == (None, 1000.0)
+
+
 def packed(cache: KVCache, wire: str) -> KVCache:
     codec = codec_named(wire)
     return codec.unpack(codec.pack(cache))
@@ -161,6 +176,25 @@ def test_what_is_observed_is_the_difference_from_the_cohort(
     expected = pooled(content(heard(people[2].card, text))) - others
     assert not found.deviation[0].any()
     torch.testing.assert_close(found.deviation[1:], expected[1:], atol=1e-5, rtol=0)
+
+
+def test_a_text_is_read_by_the_cohort_once_as_long_as_it_is_remembered(
+    background: Background, reader: TransformersEngine, known: Sequence[Persona], texts: Sequence[str], heard: Heard
+) -> None:
+    caches = [heard(known[agent].card, texts[text]) for agent, text in ((0, 24), (1, 24), (0, 25), (1, 24))]
+    expected = [Recogniser(reader, background).observe(each).deviation for each in caches]
+    counted, fresh = [0], Recogniser(reader, background)
+
+    def read(ids: Sequence[int], *rest: Any) -> torch.Tensor:
+        counted[0] += 1
+        return Cohort.read(fresh.cohort, ids, *rest)
+
+    object.__setattr__(fresh.cohort, "read", read)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("unspoken.identity.recognition.TEXTS_KEPT", 1)
+        for cache, deviation, times in zip(caches, expected, (1, 1, 2, 3), strict=True):
+            torch.testing.assert_close(fresh.observe(cache).deviation, deviation, atol=0, rtol=0)
+            assert counted == [times]
 
 
 def test_a_profile_is_made_of_all_its_caches(
