@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -142,3 +143,24 @@ def test_a_process_that_died_halfway_has_used_nothing(ledger: Ledger) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(ledger.path)], check=False).returncode == 1
     ledger.record(seal(2), NOW)
     assert len(rows(ledger)) == 2
+
+
+def test_threads_of_one_process_take_turns(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens and closes the file takes the process's locks on it away, those of other threads' writing too."""
+    inside, most, opened, insert = [0], [0], Ledger._opened, Ledger._insert
+
+    def enter(self: Ledger) -> object:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        return opened(self)
+
+    def leave(self: Ledger, *rest: object) -> None:
+        time.sleep(0.01)
+        insert(self, *rest)  # type: ignore[arg-type]
+        inside[0] -= 1
+
+    monkeypatch.setattr(Ledger, "_opened", enter)
+    monkeypatch.setattr(Ledger, "_insert", leave)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda at: ledger.record(seal(at), NOW), range(12)))
+    assert most == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from unspoken.trust.files import private_folder
 SKEW_SECONDS = 300
 # How long one process waits for others that are writing.
 WAIT_SECONDS = 30.0
+# One thread at a time: to close a file takes away all locks that the process holds on it, and sqlite's are such. A
+# thread that opened the ledger would let another process write into what a second thread is writing.
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Ledger:
             StorageError: If the ledger cannot be read or written.
         """
         try:
-            with closing(self._opened()) as database:
+            with _TURN, closing(self._opened()) as database:
                 self._insert(database, seal, now)
         except sqlite3.Error as error:
             raise StorageError(

@@ -69,7 +69,7 @@ class RecognitionPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
             raise UsageError(f"The name '{self.name}' cannot be a folder's.", "Use small letters, digits and hyphens.")
-        least = {"development": 5, "cohort": 1, "agents": 5, "development_texts": 2, "development_readings": 1,
+        least = {"development": 6, "cohort": 1, "agents": 5, "development_texts": 2, "development_readings": 1,
                  "enrolment_texts": 1, "test_texts": 2, "text_tokens": 16, "written_tokens": 8, "twins": 0,
                  "draws": 100}  # fmt: skip
         for field, smallest in least.items():
