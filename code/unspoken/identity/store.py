@@ -20,7 +20,7 @@ from torch import Tensor
 from unspoken.errors import StorageError, UsageError
 
 T = TypeVar("T")
-# A background of an 8B model with ten sites holds 1,024 x 1,024 numbers for each: 42 MB.
+# A background of an 8B model has 20 sites of 1,024 numbers, times 256 directions in float16: 10 MB.
 MOST_BYTES = 1 << 30
 # What is written; others may hold what float32 does not.
 DTYPES = (torch.float32, torch.float16)
