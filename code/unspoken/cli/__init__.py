@@ -18,6 +18,7 @@ COMMANDS = {
     "decrypt": "Decrypt an encrypted cache file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "encrypt": "Encrypt a cache file with a passphrase or a key.",
+    "fuser": "Train, inspect and measure maps from one model's cache to another's.",
     "identity": "Recognise agents by their caches: enrol, verify, identify, measure.",
     "inspect": "Show what a cache file is.",
     "keys": "Make keys to seal with, and say whose keys are trusted.",

@@ -1,11 +1,11 @@
-"""What some engines can do beyond answering: show their attention, and run their layers one by one.
+"""What some engines can do beyond answering: show their attention, run single layers, locate tokens in a text.
 
-Channels ask for it with `attentive` and `layered`, and say so where an engine cannot.
+Channels and fusers ask for it with `attentive`, `layered` and `located`, and say so where an engine cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -81,6 +81,25 @@ class Layered(Protocol):
         ...
 
 
+@runtime_checkable
+class Located(Protocol):
+    """An engine that tells which characters of a text each of its tokens covers."""
+
+    def located(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return for each token of `encode(text)` the characters [start, stop) of the text that it covers.
+
+        Neither starts nor stops ever go back. A token that holds a part of a character, as byte-level tokenizers cut
+        them, covers the whole of it, and so do its other parts. A token that holds none, such as a space that the
+        tokenizer put in front, has an empty range. Some tokenizers leave a token's leading spaces out, so that they
+        are in no range and a token of nothing but spaces has an empty one; and characters that a tokenizer's
+        normalisation drops are in none.
+
+        Raises:
+            UsageError: If the tokenizer cannot tell.
+        """
+        ...
+
+
 def attentive(engine: Engine, channel: str) -> Attentive:
     """Return an engine as one that shows its attention.
 
@@ -101,6 +120,36 @@ def layered(engine: Engine, channel: str) -> Layered:
     if not isinstance(engine, Layered):
         raise _lacking(engine, channel, "single layers")
     return engine
+
+
+def located(engine: Engine, what: str) -> Located:
+    """Return an engine as one that locates its tokens in a text.
+
+    Raises:
+        UsageError: If it does not, saying what asked for it.
+    """
+    if not isinstance(engine, Located):
+        raise UsageError(
+            f"'{what}' needs the characters that tokens cover, and the engine '{engine.name}' does not show them.",
+            "Use the transformers or the llama.cpp engine for it.",
+        )
+    return engine
+
+
+def covered(text: str, lengths: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return the characters [start, stop) that tokens cover which stand for the bytes of a text, one behind the other.
+
+    Args:
+        text: The text.
+        lengths: How many bytes of its UTF-8 each token stands for; together no more than there are.
+    """
+    holders = [at for at, character in enumerate(text) for _ in character.encode()]
+    spans, stop = [], 0
+    for length in lengths:
+        start, stop = stop, stop + length
+        first = holders[start] if start < len(holders) else len(text)
+        spans.append((first, holders[stop - 1] + 1 if length else first))
+    return tuple(spans)
 
 
 def _lacking(engine: Engine, channel: str, what: str) -> UsageError:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.engines import chat
+from unspoken.engines.capabilities import covered
 from unspoken.engines.checks import (
     first_position,
     option_tokens,
@@ -107,6 +108,10 @@ class FakeEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return bytes(token for token in token_ids if token < BYTES).decode(errors="replace")
+
+    def located(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return for each token of `encode(text)` the characters [start, stop) of the text that it covers."""
+        return covered(text, (len(_SPELT[token]) for token in self.encode(text)))
 
     def frame(self, system: str) -> Frame:
         """Return the chat template around a user's words, for a system prompt."""

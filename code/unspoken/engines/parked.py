@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unspoken.cache import KVCache
+from unspoken.engines.capabilities import located
 from unspoken.engines.protocol import Engine, Frame, Generation, Hearer, Limits, Prompt, Turn
 from unspoken.spec import ModelSpec
 
@@ -72,6 +73,14 @@ class Parked:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return self._awake().decode(token_ids)
+
+    def located(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return for each token of `encode(text)` the characters [start, stop) of the text that it covers.
+
+        Raises:
+            UsageError: If the engine that is parked here cannot tell.
+        """
+        return located(self._awake(), self._spec.name).located(text)
 
     def frame(self, system: str) -> Frame:
         """Return the model's chat template around a user's words, for a system prompt."""

@@ -21,6 +21,7 @@ from unspoken.engines.attention import Watch
 from unspoken.engines.batch import Layout, Row, additive, lay_out, option_score
 from unspoken.engines.checks import first_position, option_tokens, require_even, require_injectable, require_turns
 from unspoken.engines.describe import describe
+from unspoken.engines.guided import Columns, guided
 from unspoken.engines.pack import Pack, side_by_side
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
@@ -34,6 +35,8 @@ CHUNK = 512
 PACK = 24
 # Columns kept free for the options of a turn; more of them cost a copy, nothing else.
 ROOM_PER_TURN = 16
+# How tokenizers write a space: those of bytes, and those of SentencePiece.
+SPACES = "Ġ▁"
 
 
 class TransformersEngine:
@@ -78,6 +81,28 @@ class TransformersEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def located(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return for each token of `encode(text)` the characters [start, stop) of the text that it covers.
+
+        They are the tokenizer's own offsets: some leave out the spaces in front of a word.
+
+        Raises:
+            UsageError: If the tokenizer is a slow one, which has no offsets.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise UsageError(
+                f"The tokenizer of '{self._spec.name}', {type(self._tokenizer).__name__}, does not tell which "
+                "characters a token covers: it is a slow one.",
+                "Load the model with its fast tokenizer: tokenizer.json has to be in its folder.",
+            )
+        told = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = self._tokenizer.convert_ids_to_tokens(told["input_ids"])
+        return tuple(
+            # A space that was put in front is said to cover the character behind it.
+            (start, start) if not token.strip(SPACES) and text[start:stop].strip().strip(SPACES) else (start, stop)
+            for token, (start, stop) in zip(tokens, told["offset_mapping"], strict=True)
+        )
 
     def frame(self, system: str) -> Frame:
         """Return the model's chat template around a user's words, for a system prompt."""
@@ -148,6 +173,12 @@ class TransformersEngine:
             for at in range(0, len(turns), PACK)
             for made in self._generate_pack(turns[at : at + PACK], limits, heard_from(hear, at))
         )
+
+    def guided(
+        self, past: Sequence[Columns], layout: Layout, keep: Int[Tensor, " kept"], heard: list[Tensor] | None = None
+    ) -> Float[Tensor, "kept vocab"]:
+        """Return logits with the graph that leads back to the columns; see `unspoken.engines.guided.Guiding`."""
+        return guided(self._model, past, layout, keep, heard)
 
     def changed(self, change: Callable[[nn.Module], None], name: str) -> TransformersEngine:
         """Return an engine on a copy of the model that `change` has altered; it takes as much memory again."""

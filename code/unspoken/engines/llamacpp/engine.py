@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from unspoken.cache import KVCache, KVLayer
 from unspoken.engines import chat
 from unspoken.engines.answers import Answers, heard_from
 from unspoken.engines.batch import option_score
+from unspoken.engines.capabilities import covered
 from unspoken.engines.checks import (
     first_position,
     option_tokens,
@@ -38,6 +41,12 @@ from unspoken.spec import ModelSpec
 # Turns answered together. Each takes a sequence of its own beside its past and, for a moment, its options.
 PACK = 24
 OPTIONS_AT_ONCE = SEQUENCES - 2 * PACK
+# How vocabularies of bytes write them: what is printable as itself, the others as letters from U+0100 on (GPT-2,
+# `bytes_to_unicode` in encoder.py). SentencePiece's write spaces as U+2581, and bytes of other characters as <0xE6>.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
+_LETTERS = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
+_SPACE, _PIECES_SPACE, _PIECES_BYTE = "Ġ", "▁", re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,21 @@ class LlamaCppEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return self._model.detokenize(token_ids).decode(errors="replace")
+
+    def located(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return for each token of `encode(text)` the characters [start, stop) of the text that it covers.
+
+        Leading spaces are covered. Where a tokenizer puts a space of its own in front of a text that begins with
+        spaces, ranges at the beginning may be one space off.
+
+        Raises:
+            UsageError: If the tokens do not spell the text: the tokenizer changed it.
+        """
+        raw, lengths, at = text.encode(), list[int](), 0
+        for token in self.encode(text):
+            lengths.append(self._length(token, raw, at))
+            at += lengths[-1]
+        return covered(text, lengths)
 
     def frame(self, system: str) -> Frame:
         """Return the model's chat template around a user's words, for a system prompt."""
@@ -140,6 +164,23 @@ class LlamaCppEngine:
         self._context.close()
         self._model.close()
         self._context, self._model = cast(Context, Closed()), cast(Model, Closed())
+
+    def _length(self, token: int, raw: bytes, at: int) -> int:
+        """Return how many bytes of a text a token stands for, which ones being known."""
+        written = self._model.token(token)
+        for piece in _spellings(written, self._of_bytes):
+            for each in (piece, piece.removeprefix(b" ")):  # The second without a space that was put in front.
+                if raw.startswith(each, at):
+                    return len(each)
+        raise UsageError(
+            f"The token {token} of '{self._spec.name}', {written!r}, does not spell what stands at byte {at} of the "
+            "text: the tokenizer changed the text.",
+            "Use the transformers engine for this model.",
+        )
+
+    @cached_property
+    def _of_bytes(self) -> bool:
+        return any(_SPACE in self._model.token(token) for token in self.encode(" "))
 
     def _read(
         self, prompt: Prompt, past: KVCache | None, start: int | None, *, everywhere: bool
@@ -274,3 +315,14 @@ class LlamaCppEngine:
                 f"The prompt needs {needed} columns; the context of '{self._spec.name}' has {self._context.cells}.",
                 "Choose a larger --context, or shorten the document or the question.",
             )
+
+
+def _spellings(written: str, of_bytes: bool) -> Iterator[bytes]:
+    """Yield what a token of a vocabulary of bytes, or of SentencePiece's, may stand for, the likeliest first."""
+    byte = _PIECES_BYTE.fullmatch(written)
+    if of_bytes and all(letter in _LETTERS for letter in written):
+        yield bytes(_LETTERS[letter] for letter in written)
+    if not of_bytes and byte is not None:
+        yield bytes.fromhex(byte[1])
+    # Tokens that were added to a vocabulary of bytes are written as they are.
+    yield (written if of_bytes else written.replace(_PIECES_SPACE, " ")).encode()

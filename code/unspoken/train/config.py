@@ -1,0 +1,160 @@
+"""How a fuser is trained, as written in YAML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from unspoken.errors import StorageError, UsageError
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="facts"):
+    """Generated facts (`unspoken.train.facts`).
+
+    Attributes:
+        lessons: Texts, each with its own draw.
+        facts: Facts of one text; even.
+    """
+
+    lessons: int
+    facts: int = 6
+
+
+class Lists(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lists"):
+    """Lists of words of the receiver's vocabulary, asked for what comes after one (`unspoken.train.lists`).
+
+    Attributes:
+        lessons: Lists.
+        words: Words of one.
+    """
+
+    lessons: int
+    words: int = 20
+
+
+class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="choices"):
+    """Reports on three things, of which the receiver has to choose one (`unspoken.train.choices`).
+
+    Attributes:
+        lessons: Reports.
+    """
+
+    lessons: int
+
+
+class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"):
+    """Texts from a file, asked for gaps and sentences (`unspoken.train.texts`).
+
+    Attributes:
+        path: A text file, JSON lines with a field `text`, or an exported chat.
+        lessons: How many passages; all if None.
+        letters: Longest passage.
+    """
+
+    path: str
+    lessons: int | None = None
+    letters: int = 700
+
+
+Material = Facts | Lists | Choices | Texts
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a fuser is trained.
+
+    Attributes:
+        name: Of the run's folder, and of the fuser below `models/`.
+        sender: The model whose columns go in: name, folder, or GGUF file.
+        receiver: The model whose columns come out; runs on the transformers engine.
+        sender_noise: Makes the sender a copy of itself with noise of this share of each weight matrix's deviation.
+        sender_engine: Registered engine of the sender.
+        kind: `ridge` (closed form), `bottleneck` (a network on a regression), or `c2c`.
+        rank: Of the bottleneck's linear map.
+        width: Of its network, or of a C2C fuser's.
+        blocks: Of the network.
+        sources: Sender layers each head's ridge sees.
+        window: Sender layers it may choose them from.
+        ridge: Penalty.
+        calibration: Lessons the regression is fitted to, at most.
+        material: What is read and asked.
+        steps: Of the optimiser; 0 leaves the regression as it is.
+        questions: Asked of a lesson at one step, at most.
+        accumulate: Lessons of one step.
+        rate: Learning rate at its highest.
+        warmup: Steps until it is reached; it falls along a cosine to a twentieth from there.
+        decay: AdamW's weight decay.
+        clip: Largest norm of a gradient.
+        attention: Weight of the attention-output loss; 0 for none.
+        guard: Share of steps at which another lesson's columns are given, and the receiver shall answer as if it had
+            got none.
+        checkpoint: Steps between two checkpoints.
+        seed: Of everything drawn.
+
+    """
+
+    name: str
+    sender: str
+    receiver: str
+    material: tuple[Material, ...]
+    sender_noise: float = 0.0
+    sender_engine: str = "transformers"
+    kind: Literal["ridge", "bottleneck", "c2c"] = "bottleneck"
+    rank: int = 256
+    width: int = 512
+    blocks: int = 1
+    sources: int = 2
+    window: int = 4
+    ridge: float = 0.03
+    calibration: int = 400
+    steps: int = 2000
+    questions: int = 6
+    accumulate: int = 1
+    rate: float = 4e-4
+    warmup: int = 50
+    decay: float = 0.01
+    clip: float = 1.0
+    attention: float = 0.0
+    guard: float = 0.0
+    checkpoint: int = 100
+    seed: int = 20261128
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
+            raise UsageError(
+                f"The fuser's name '{self.name}' cannot be a folder's.", "Use small letters, digits, hyphens."
+            )
+        least = {"calibration": 1, "steps": 0, "questions": 1, "accumulate": 1, "warmup": 0, "checkpoint": 1}
+        for field, bound in least.items():
+            if getattr(self, field) < bound:
+                raise UsageError(
+                    f"The training's {field} is {getattr(self, field)}, expected {bound} or more.", "Change it."
+                )
+        if not self.material:
+            raise UsageError("The training names no material.", "Add facts, lists or texts, see experiments/fusers/.")
+        if not 0 <= self.guard < 1 or not self.rate > 0:
+            raise UsageError(
+                f"The training's guard is {self.guard} and its rate {self.rate}.",
+                "Give a share below 1, a rate above 0.",
+            )
+
+
+def load_training(path: Path) -> Training:
+    """Read a training's configuration from YAML; unknown keys are errors.
+
+    Raises:
+        StorageError: If the file cannot be read.
+        UsageError: If it is not a valid configuration.
+    """
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=Training)
+    except OSError as error:
+        raise StorageError(
+            f"The configuration {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"The configuration {path} is not valid: {error}.", "See experiments/fusers/ for examples."
+        ) from error

@@ -1,0 +1,171 @@
+"""One training from start to finish: models, lessons, the sender's columns, regression, loop, and the fuser's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unspoken.api import load_gated
+from unspoken.engines.protocol import Engine, Loading
+from unspoken.engines.tuned import noisy_copy
+from unspoken.errors import UsageError
+from unspoken.fusers.bottleneck import Bottleneck
+from unspoken.fusers.pair import Pair
+from unspoken.lab import record
+from unspoken.spec import fingerprint
+from unspoken.train.calibrate import calibrated
+from unspoken.train.card import card, curve
+from unspoken.train.config import Training
+from unspoken.train.lesson import Lesson
+from unspoken.train.lessons import lessons
+from unspoken.train.loop import Progress, losses, train
+from unspoken.train.store import Store, Watcher
+from unspoken.train.teaching import Translating, receivers
+
+EXPERIMENT = "fusers"
+COLUMNS, START = "columns", "start"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        run: The run folder.
+        fuser: The fuser's folder.
+        metrics: What the run's `metrics.json` holds.
+    """
+
+    run: Path
+    fuser: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Who is told how far a training is.
+
+    Attributes:
+        preparing: While columns are computed and the regression fitted.
+        training: After each step.
+    """
+
+    preparing: Watcher
+    training: Callable[[Progress], None]
+
+
+def open_pair(training: Training) -> tuple[Engine, Engine]:
+    """Load a training's sender and receiver.
+
+    Raises:
+        UnspokenError: If one of them cannot be used.
+    """
+    receiver, _ = load_gated(training.receiver, "transformers", Loading())
+    if training.sender_noise:
+        if training.sender != training.receiver:
+            raise UsageError(
+                f"The sender is to be a noisy copy of '{training.receiver}', and is '{training.sender}'.",
+                "Name one model for both, or leave sender_noise out.",
+            )
+        return noisy_copy(receiver, training.sender_noise, training.seed), receiver
+    if (training.sender, training.sender_engine) == (training.receiver, "transformers"):
+        return receiver, receiver
+    return load_gated(training.sender, training.sender_engine, Loading())[0], receiver
+
+
+def run_training(training: Training, results: Path, shelf: Path, watch: Watchers) -> Trained:
+    """Train a fuser, or go on with its unfinished run, and put it on the shelf.
+
+    Args:
+        training: How.
+        results: Where run folders are.
+        shelf: Where fusers are; it gets the training's name there.
+        watch: Who is told how far it is.
+
+    Raises:
+        UnspokenError: If a model, a material or a folder cannot be used.
+    """
+    sender, receiver = open_pair(training)
+    pair, taught = Pair.of(sender.spec, receiver.spec), lessons(training, receiver)
+    folder, env = _opened(training, results, pair, taught)
+    began = time.perf_counter()
+    store = Store(folder / COLUMNS, taught, pair)
+    store.fill(sender, receiver, watch.preparing)
+    columns_seconds = time.perf_counter() - began
+    fuser = _started(training, pair, taught, store, receiver, folder, watch.preparing)
+    teaching = Translating(fuser, training, taught, store, receivers(receiver) if training.steps else ())
+    train(fuser, teaching.loss, len(taught), training, folder, watch.training)
+    metrics = measured(folder, fuser, training, len(taught), columns_seconds)
+    target = shelf / training.name
+    fuser.save_pretrained(target)
+    record.write(target / "README.md", card(training, pair, metrics, folder).encode())
+    record.write(target / "training.yaml", msgspec.yaml.encode(training))
+    record.write(folder / "loss.svg", curve(losses(folder)))
+    record.write(target / "loss.svg", curve(losses(folder)))
+    record.write_json(folder / "metrics.json", metrics)
+    return Trained(folder, target, metrics)
+
+
+def measured(
+    folder: Path, fuser: Bottleneck, training: Training, taught: int, columns_seconds: float
+) -> dict[str, Any]:
+    """Return what is to be said about a training."""
+    noted = losses(folder)
+    last = noted[-100:]
+    parts = sorted({name for each in last for name in each} - {"step", "seconds"})
+    means = {name: [each[name] for each in last if name in each] for name in parts}
+    return {
+        "experiment": EXPERIMENT,
+        "name": training.name,
+        "kind": training.kind,
+        "parameters": sum(each.numel() for each in fuser.state_dict().values()),
+        "trained_parameters": sum(each.numel() for each in fuser.parameters()),
+        "lessons": taught,
+        "steps": len(noted),
+        "seconds": {"columns": columns_seconds, "steps": sum(each["seconds"] for each in noted)},
+        "last_losses": {name: sum(values) / len(values) for name, values in means.items()},
+    }
+
+
+def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Lesson]) -> tuple[Path, dict[str, Any]]:
+    """Return the run folder: the unfinished one of the same training, models and code, or a new one."""
+    told = json.dumps([msgspec.to_builtins(each) for each in (training, pair)] + [[each.text for each in taught]])
+    env = {"machine": record.machine(), "packages": record.packages(), "revision": record.revision()}
+    short = fingerprint(told + env["revision"]["commit"] + env["revision"]["dirty_diff"])[:8]
+    parent = results / EXPERIMENT
+    with record.writable(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = record.unfinished(parent, short) or record.new_folder(parent, short)
+        record.write(folder / "config.yaml", msgspec.yaml.encode(training))
+        record.write_env(folder, env | {"pair": msgspec.to_builtins(pair), "lessons": fingerprint(told)})
+    return folder, env
+
+
+def _started(
+    training: Training,
+    pair: Pair,
+    taught: Sequence[Lesson],
+    store: Store,
+    receiver: Engine,
+    folder: Path,
+    watch: Watcher,
+) -> Bottleneck:
+    """Return the fuser as training begins: its regression fitted, or taken from where a killed run kept it."""
+    import torch
+
+    torch.manual_seed(training.seed)
+    fuser = Bottleneck(msgspec.to_builtins(pair), training.rank, training.width, training.blocks)
+    kept = folder / f"{START}.pt"
+    if kept.is_file():
+        fuser.load_state_dict(torch.load(kept, weights_only=True))
+        return fuser
+    fuser.start_from(calibrated(training, pair, taught, store, receiver, watch))
+    torch.save(fuser.state_dict(), kept.with_suffix(".part"))
+    kept.with_suffix(".part").replace(kept)
+    return fuser

@@ -1,0 +1,74 @@
+"""What a fuser is taught by: the loss of one lesson, for each kind of fuser."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unspoken.channels.kv import content_columns
+from unspoken.engines.protocol import Engine
+from unspoken.fusers.bottleneck import Bottleneck
+from unspoken.fusers.rows import as_rows
+from unspoken.train.config import Training
+from unspoken.train.lesson import Asked, Lesson
+from unspoken.train.receiver import Exam, Receiver, answer_loss, attention_loss, guard_loss
+from unspoken.train.store import AGENTS, Store
+
+
+@dataclass(frozen=True)
+class Translating:
+    """Lessons for a translator: the receiver answers from the columns it makes, and sees no text.
+
+    Args:
+        fuser: The translator.
+        training: How it is trained.
+        lessons: All of them.
+        store: The sender's columns.
+        receivers: Who answers, in turn.
+    """
+
+    fuser: Bottleneck
+    training: Training
+    lessons: Sequence[Lesson]
+    store: Store
+    receivers: tuple[Receiver, ...]
+
+    def loss(self, number: int, draw: random.Random) -> dict[str, Tensor]:
+        """Return the parts of one lesson's loss; another lesson's columns are given instead now and then."""
+        receiver = self.receivers[draw.randrange(len(self.receivers))]
+        asked = draw.sample(self.lessons[number].asked, min(self.training.questions, len(self.lessons[number].asked)))
+        if draw.random() < self.training.guard:
+            return {"guard": self._guard(receiver, asked, self._other(number, draw))}
+        rows = self.fuser(self.store.rows(number))
+        past, exam = receiver.placed(rows), receiver.exam(asked, len(rows))
+        if not self.training.attention:
+            return {"answer": answer_loss(receiver.logits(past, exam), exam)}
+        heard: list[Tensor] = []
+        answered = answer_loss(receiver.logits(past, exam, heard), exam)
+        own = self._own_attention(receiver, number, exam)
+        return {"answer": answered, "attention": self.training.attention * attention_loss(heard, own)}
+
+    def _guard(self, receiver: Receiver, asked: Sequence[Asked], other: int) -> Float[Tensor, ""]:
+        rows = self.fuser(self.store.rows(other))
+        exam = receiver.exam(asked, len(rows))
+        return guard_loss(receiver.logits(receiver.placed(rows), exam), exam, receiver.without(asked))
+
+    def _other(self, number: int, draw: random.Random) -> int:
+        return (number + draw.randrange(1, len(self.lessons))) % len(self.lessons)
+
+    def _own_attention(self, receiver: Receiver, number: int, exam: Exam) -> list[Tensor]:
+        heard: list[Tensor] = []
+        rows = as_rows(content_columns(receiver.own(self.lessons[number].text)))
+        with torch.no_grad():
+            receiver.logits(receiver.placed(rows), exam, heard)
+        return heard
+
+
+def receivers(engine: Engine) -> tuple[Receiver, ...]:
+    """Return the agents that answer in training."""
+    return tuple(Receiver(name, engine) for name in AGENTS)
