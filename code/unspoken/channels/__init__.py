@@ -20,6 +20,7 @@ CHANNELS = Registry(
         "latent": "unspoken.channels.latent:Latent",
         "embedding": "unspoken.channels.embedding:Embedding",
         "activation": "unspoken.channels.activation:Activation",
+        "fused": "unspoken.channels.fused:Fused",
         "finetune": "unspoken.channels.finetune:FineTune",
     },
 )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unspoken.cache import DTYPES, KVCache
+from unspoken.cache import DTYPES, KVCache, KVLayer
 from unspoken.channels.kv import WIRE, arrived, called, content_columns
 from unspoken.channels.names import count
 from unspoken.channels.protocol import Delivery, Party, Reading, Request, once_per_source, only, stopwatch
@@ -39,7 +39,7 @@ class Fused:
 
     Args:
         variant: The fuser: a name below `models/`, a folder, or a repository on the hub.
-        own: With a translator: let the receiver read the text as well, and keep its own columns in so many first layers.
+        own: With a translator: the receiver reads the text as well, and keeps its own columns in so many first layers.
         codec: Element type of what travels: `bfloat16`, `float16` or `float32`.
 
     Raises:
@@ -75,9 +75,14 @@ class Fused:
             receiver: Who gets it.
             blank: If given, zeros go into the fuser instead of the sender's columns, and this step tells of it: what
                 is left is what the fuser alone does.
+
+        Raises:
+            IncompatibleCache: If the fuser is for two other models.
+            UsageError: If `own` names layers that there are not, or the fuser enriches all of them.
         """
-        fuser = self.fuser
-        fuser.pair.require(reading.cache.spec, receiver.engine.spec)
+        fuser, spec = self.fuser, receiver.engine.spec
+        fuser.pair.require(reading.cache.spec, spec)
+        self._require_own(fuser, spec.layers)
         took = {"capture": reading.seconds}
         with stopwatch(took, "transform"):
             rows = sent_rows(reading, receiver.engine)
@@ -88,6 +93,20 @@ class Fused:
         name = called(NAME, self.codec, variant=self.variant, own=self.own)
         read = 0 if self.own is None and isinstance(fuser, Translator) else len(rows)
         return arrived(name, past, len(rows) - read, took, moved, tokens_prefilled=read)
+
+    def _require_own(self, fuser: Translator | Enricher, layers: int) -> None:
+        if self.own is None:
+            return
+        if isinstance(fuser, Enricher):
+            raise UsageError(
+                f"The fuser '{self.variant}' changes the receiver's own columns, in layers of its own choice.",
+                f"Leave ':own={self.own}' out.",
+            )
+        if count(NAME, self.own, 0, sign=":own=") > layers:
+            raise UsageError(
+                f"The receiver cannot keep its own columns in {self.own} of {layers} layers.",
+                f"Write own=0 to own={layers}.",
+            )
 
     @torch.inference_mode()
     def _translated(
@@ -136,14 +155,12 @@ def sent_rows(reading: Reading, receiver: Engine) -> Float[Tensor, "columns send
 
 def late(fused: KVCache, own: KVCache, layers: int) -> KVCache:
     """Return the receiver's own columns in the first layers, fused ones in the others."""
-    return own.rebuilt(
-        Step("late", {"layers": layers}),
-        lambda layer: (
-            (layer.keys, layer.values, layer.positions)
-            if layer.index < layers
-            else (fused.layers[layer.index].keys, fused.layers[layer.index].values, layer.positions)
-        ),
-    )
+
+    def chosen(layer: KVLayer) -> tuple[Tensor, Tensor, Tensor]:
+        taken = own.layers[layer.index] if layer.index < layers else layer
+        return taken.keys, taken.values, taken.positions
+
+    return fused.rebuilt(Step("late", {"layers": layers}), chosen)
 
 
 def _own(reading: Reading, receiver: Party) -> KVCache:

@@ -66,14 +66,14 @@ def inspect(name: str, as_json: bool) -> None:
 def watchers() -> Iterator[Watchers]:
     """Show progress bars with the time that is left: one for each thing that is prepared, and one for the steps."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from unspoken.train import loop
     from unspoken.train.study import Watchers
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        known = {}
+        known: dict[str, TaskID] = {}
 
         def preparing(what: str, done: int, total: int) -> None:
             if what not in known:

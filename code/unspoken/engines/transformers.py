@@ -25,6 +25,7 @@ from unspoken.engines.guided import Columns, guided
 from unspoken.engines.pack import Pack, side_by_side
 from unspoken.engines.prefilled import prefilled
 from unspoken.engines.protocol import Frame, Generation, Hearer, Limits, Loading, Prompt, Source, Turn
+from unspoken.engines.queries import Queries
 from unspoken.engines.stack import Stack, Weights
 from unspoken.errors import ModelNotFound, UsageError
 from unspoken.spec import ModelSpec
@@ -135,6 +136,13 @@ class TransformersEngine:
         """Return, layer by layer, how much the last tokens of a prompt attend to the columns before it."""
         require_even(past, "transformers")
         watch = Weights(probes, past.columns)
+        pack, first = self._opened(prompt, past, None)
+        self._read(prompt, pack, first, keep_logits=1, watch=watch)
+        return tuple(watch.by_layer[index] for index in range(self._spec.layers))
+
+    def queries(self, prompt: Prompt, past: KVCache, probes: int) -> tuple[Float[Tensor, "heads probes head_dim"], ...]:
+        """Return, layer by layer, the queries of a prompt's last tokens; see `unspoken.engines.queries.Querying`."""
+        watch = Queries(probes)
         pack, first = self._opened(prompt, past, None)
         self._read(prompt, pack, first, keep_logits=1, watch=watch)
         return tuple(watch.by_layer[index] for index in range(self._spec.layers))

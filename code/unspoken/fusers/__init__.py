@@ -32,8 +32,22 @@ def load_fuser(name: str) -> Translator | Enricher:
     """
     from unspoken.fusers import folder
 
-    places = [place for place in (Path(name), SHELF / name) if (place / folder.CONFIG).is_file()]
-    path = places[0] if places else folder.fetched(name, {})
+    path = found(name)
     kind: Any = FUSERS.load(folder.read_config(path)["kind"])
     fuser: Translator | Enricher = kind.from_pretrained(path)
     return fuser
+
+
+def found(name: str) -> Path:
+    """Return the folder of a fuser, fetched from the hub if neither a folder nor a name below `models/` is meant.
+
+    Raises:
+        StorageError: If there is none.
+    """
+    from unspoken.fusers import folder
+
+    places = (Path(name), SHELF / name)
+    sound = [place for place in places if (place / folder.CONFIG).is_file()]
+    # A folder that is there but holds no fuser is what was meant, too, and is told so; the hub is not asked.
+    meant = [*sound, *(place for place in places if place.is_dir())]
+    return meant[0] if meant else folder.fetched(name, {})

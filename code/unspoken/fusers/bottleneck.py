@@ -25,8 +25,10 @@ from unspoken.fusers import folder
 from unspoken.fusers.lowrank import LowRank
 from unspoken.fusers.pair import Pair
 
+MOST_BLOCKS = 100
 
-class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-cache", "fuser"]):  # type: ignore[call-arg]
+
+class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-cache", "fuser"]):
     """A translator of at most some million weights.
 
     Args:
@@ -40,15 +42,28 @@ class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=
     """
 
     kind: ClassVar[str] = "bottleneck"
+    sender_mean: Tensor
+    sender_scale: Tensor
+    receiver_mean: Tensor
+    receiver_scale: Tensor
+    down: Tensor
+    up: Tensor
 
     def __init__(self, pair: dict[str, Any], rank: int = 256, width: int = 512, blocks: int = 1) -> None:
         super().__init__()
-        if rank < 1 or width < 0 or blocks < 0:
+        if rank < 1 or width < 0 or not 0 <= blocks <= MOST_BLOCKS:
             raise UsageError(
-                f"A fuser of rank {rank}, width {width} and {blocks} blocks cannot be.", "Give a rank of 1 or more."
+                f"A fuser of rank {rank}, width {width} and {blocks} blocks cannot be.",
+                f"Give a rank of 1 or more, a width of 0 or more, and at most {MOST_BLOCKS} blocks.",
             )
         self._pair = msgspec.convert(pair, Pair)
-        self._config = {"kind": self.kind, "pair": pair, "rank": rank, "width": width, "blocks": blocks}
+        self._config = {
+            "kind": self.kind,
+            "pair": msgspec.to_builtins(self._pair),
+            "rank": rank,
+            "width": width,
+            "blocks": blocks,
+        }
         self._rank, sender, receiver = rank, self._pair.sender.width, self._pair.receiver.width
         for name, count in (("sender", sender), ("receiver", receiver)):
             self.register_buffer(f"{name}_mean", torch.zeros(count))
@@ -68,14 +83,24 @@ class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=
         return self._pair
 
     def start_from(self, linear: LowRank) -> None:
-        """Take over a regression's factors and moments."""
+        """Take over a regression's factors and moments.
+
+        Raises:
+            UsageError: If it is of another rank, or of models of another width.
+        """
         for name in ("sender_mean", "sender_scale", "receiver_mean", "receiver_scale", "down", "up"):
-            getattr(self, name).copy_(getattr(linear, name))
+            own, new = getattr(self, name), getattr(linear, name)
+            if own.shape != new.shape:
+                raise UsageError(
+                    f"The regression's '{name}' is {list(new.shape)}, the fuser's {list(own.shape)}.",
+                    "Fit it to columns of the fuser's two models, with the fuser's rank.",
+                )
+            own.copy_(new)
 
     def encode(self, rows: Float[Tensor, "columns sender"]) -> Float[Tensor, "columns message"]:
         """Return what travels: the narrow end of the linear map, and of the network."""
         x = (rows - self.sender_mean) / self.sender_scale
-        linear = functional.linear(x, self.down)  # type: ignore[arg-type]
+        linear = functional.linear(x, self.down)
         if self.enter is None:
             return linear
         hidden = functional.gelu(self.enter(x))
@@ -85,7 +110,7 @@ class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=
 
     def decode(self, message: Float[Tensor, "columns message"]) -> Float[Tensor, "columns receiver"]:
         """Return the receiver's columns, position-free."""
-        made = functional.linear(message[:, : self._rank], self.up)  # type: ignore[arg-type]
+        made = functional.linear(message[:, : self._rank], self.up)
         if self.leave is not None:
             made = made + self.leave(message[:, self._rank :])
         return made * self.receiver_scale + self.receiver_mean
@@ -94,9 +119,33 @@ class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=
         """Return the receiver's columns for the sender's."""
         return self.decode(self.encode(rows))
 
+    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
+        """Write the fuser into a folder, as the hub's mixin does; until all of it is there, it holds no fuser.
+
+        Args:
+            save_directory: The folder.
+            hub: See `PyTorchModelHubMixin.save_pretrained`.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with folder.writable(Path(save_directory)):
+            return super().save_pretrained(save_directory, **hub)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         folder.write(self, self._config, save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **how: Any) -> Bottleneck:
-        return folder.built(cls, model_id, how)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Bottleneck:
+        """Return the fuser of a folder, or of a repository on the hub.
+
+        Args:
+            pretrained_model_name_or_path: Either.
+            hub: Options of the hub, see `unspoken.fusers.folder.HUB`.
+
+        Raises:
+            StorageError: If there is none, or its files cannot be read.
+            UsageError: If they are no sound fuser of this kind.
+        """
+        fuser: Bottleneck = folder.built(cls, str(pretrained_model_name_or_path), hub)
+        return fuser

@@ -47,14 +47,16 @@ def fit_low_rank(seen: NormalEquations, rank: int, ridge: float = 0.03, seed: in
         seed: Of the randomised singular value decomposition (Halko, Martinsson and Tropp, SIAM Review 53, 2011).
 
     Raises:
-        UsageError: If there are fewer columns or numbers than the rank.
+        UsageError: If there are fewer columns or numbers than the rank, or the penalty is too small for these columns.
     """
     moments = seen.standardised()
     widest = min(*moments.cross.shape, seen.count)
     if not 1 <= rank <= widest:
         raise UsageError(f"A map of rank {rank} cannot be had from {seen.count} columns.", f"Give 1 to {widest}.")
     gram = moments.gram + ridge * torch.eye(len(moments.gram))
-    factor = torch.linalg.cholesky(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not ridge > 0 or bool(failed):
+        raise UsageError(f"With a penalty of {ridge} the regression has no solution.", "Give a larger one, say 0.03.")
     solution = torch.cholesky_solve(moments.cross, factor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

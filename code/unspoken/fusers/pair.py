@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from unspoken.errors import IncompatibleCache
@@ -9,6 +11,8 @@ from unspoken.spec import ModelSpec
 
 # What a map between caches depends on; a chat template is not among it, for only content columns pass through.
 BOUND = ("weights", "architecture", "tokenizer", "layers", "kv_heads", "head_dim")
+# Checked where a pair is read; larger is a broken file rather than a model.
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 
 class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,9 +32,9 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: str
     architecture: str
     tokenizer: str
-    layers: int
-    kv_heads: int
-    head_dim: int
+    layers: Size
+    kv_heads: Size
+    head_dim: Size
 
     @staticmethod
     def of(spec: ModelSpec) -> Side:

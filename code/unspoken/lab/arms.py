@@ -13,6 +13,7 @@ from unspoken.channels.names import build_channel
 from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readings, Request, once_per_source
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
+from unspoken.lab import fused_arms
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
 from unspoken.transforms.codecs import codec_named
@@ -33,8 +34,6 @@ DEFAULT_ARMS = (
     "none", "full-text", "text@32", "text-asked@32", "text", "kv", "kv-continue",
     "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted",
 )  # fmt: skip
-# Arms that need another source's columns.
-DONATED = {"kv-deranged"}
 DISPLACED_BY = 1024
 NEUTRAL = (
     "This page was left blank on purpose. It has no message for anybody, and nothing on it needs to be kept. "
@@ -134,6 +133,11 @@ class SelfMade:
         return read_tokens(receiver, Prompt((Piece("content", repeated),)), "kv-self", {}, message="", lossy=True)
 
 
+def needs_donor(name: str) -> bool:
+    """Tell whether an arm needs another source's columns."""
+    return name == "kv-deranged" or fused_arms.needs_donor(name)
+
+
 def build_arm(name: str) -> Arm:
     """Return the arm of a name: a control, or any channel with its options.
 
@@ -143,6 +147,8 @@ def build_arm(name: str) -> Arm:
     if name in CONTROLS.names():
         arm: Arm = CONTROLS.load(name)()
         return arm
+    if fused_arms.is_control(name):
+        return fused_arms.build_control(name)
     return ChannelArm(build_channel(name))
 
 

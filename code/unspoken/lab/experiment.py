@@ -47,6 +47,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             `unspoken.engines.protocol.Loading`; None is the engine's choice.
         sender: Name of the agent that reads, or of the first where several do.
         further_senders: Names of the others, where a source has several parts; as many are used as it takes.
+        sender_model: What the senders run on, where it is another model; None for the receiver's.
+        sender_engine: Registered engine of the senders' model.
         sender_change: Makes the senders run on a fine-tune of the model, as it were; None for the model itself.
         receiver: Name of the agent that answers.
         answer_tokens: Most tokens of an answer.
@@ -70,6 +72,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int | None = None
     sender: str = "lyra"
     further_senders: tuple[str, ...] = ("cc", "sender-3", "sender-4")
+    sender_model: str | None = None
+    sender_engine: str = "transformers"
     sender_change: LowRank | None = None
     receiver: str = "vera"
     answer_tokens: int = 6

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
+from unspoken.lab.fused_arms import control_of
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
 from unspoken.lab.tables import family
@@ -59,8 +60,9 @@ class Table:
 def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str, Any]) -> dict[str, Any]:
     """Return every figure of a run; the same samples give the same figures."""
     table = Table(samples, experiment.arms, experiment.seed)
-    others = [arm for arm in experiment.arms if arm != "kv"] if "kv" in experiment.arms else []
-    compared = {arm: mcnemar(table.correct("kv"), table.correct(arm)) for arm in others}
+    subject = subject_of(experiment.arms)
+    others = [arm for arm in experiment.arms if arm != subject] if subject else []
+    compared = {arm: mcnemar(table.correct(str(subject)), table.correct(arm)) for arm in others}
     task = env.get("task")
     return {
         "experiment": experiment.name,
@@ -74,38 +76,51 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         "measure": (task or {}).get("measure", "options"),
         "arms": {arm: _arm(table, arm) for arm in experiment.arms},
         "pgr": _pgr(table, experiment.arms),
-        "against_kv": {
-            arm: {**_interval(table.difference("kv", arm)), "p": compared[arm], "p_holm": adjusted}
+        **({} if subject in (None, "kv") else {"subject": subject, "control": control_of(str(subject))}),
+        f"against_{'kv' if subject in (None, 'kv') else 'subject'}": {
+            arm: {**_interval(table.difference(str(subject), arm)), "p": compared[arm], "p_holm": adjusted}
             for arm, adjusted in holm(compared).items()
         },
         **_effects(table, experiment.arms, compared),
-        "claims": {arm: _claim(table, arm) for arm in experiment.arms if arm.startswith("text") and others},
+        "claims": {
+            arm: _claim(table, arm, str(subject)) for arm in experiment.arms if arm.startswith("text") and others
+        },
         "alone_agrees": _agreement(table),
     }
+
+
+def subject_of(arms: Sequence[str]) -> str | None:
+    """Return the arm a run is about: `kv`, or else the first fused arm whose control was run; None if neither was."""
+    if "kv" in arms:
+        return "kv"
+    return next((arm for arm in arms if control_of(arm) in arms), None)
 
 
 def _effects(table: Table, arms: Sequence[str], compared: Mapping[str, float]) -> dict[str, Any]:
     """Return the differences between arms that were run; a block whose arms were not is absent."""
     known, result = set(arms), dict[str, Any]()
-    if {"kv", "kv-deranged"} <= known:
-        result["content_gain"] = {**_interval(table.difference("kv", "kv-deranged")), "p": compared["kv-deranged"]}
-    if {"none", "kv-deranged"} <= known:
-        result["presence_effect"] = _interval(table.difference("kv-deranged", "none"))
-    if "kv-deranged" in known:
-        result["gain"] = {arm: _gain(table, arm, "kv" in known) for arm in arms if family(arm) == "content"}
+    subject = subject_of(arms) or "kv"
+    control = control_of(subject) or "kv-deranged"
+    if {subject, control} <= known:
+        result["content_gain"] = {**_interval(table.difference(subject, control)), "p": compared[control]}
+    if {"none", control} <= known:
+        result["presence_effect"] = _interval(table.difference(control, "none"))
+    gains = {arm: control_of(arm) or "kv-deranged" for arm in arms if family(arm) == "content"}
+    if gained := {arm: _gain(table, arm, against, known) for arm, against in gains.items() if against in known}:
+        result["gain"] = gained
     if "none" in known:
         # One vector can hardly carry a text, so the claim is held to the same test.
         controls = [arm for arm in arms if arm != "none" and (family(arm) == "control" or arm.startswith("activation"))]
         result["controls_equal_none"] = {arm: _equivalence(table, arm, "none") for arm in controls}
-    if {"kv", "full-text"} <= known:
-        result["kv_equals_full_text"] = _equivalence(table, "kv", "full-text")
+    if {subject, "full-text"} <= known:
+        result[f"{'kv' if subject == 'kv' else 'subject'}_equals_full_text"] = _equivalence(table, subject, "full-text")
     return result
 
 
-def _gain(table: Table, arm: str, with_kv: bool) -> dict[str, Any]:
-    """Content gain of one cache arm: its score less that of another text's whole cache, and its share of kv's."""
-    share = {"share_of_kv_gain": _interval(table.share(arm, "kv-deranged", "kv"))} if with_kv else {}
-    return {**_interval(table.difference(arm, "kv-deranged")), **share}
+def _gain(table: Table, arm: str, control: str, known: Set[str]) -> dict[str, Any]:
+    """Content gain of one cache arm: its score less that of another text's columns, and its share of kv's."""
+    share = {"share_of_kv_gain": _interval(table.share(arm, control, "kv"))} if "kv" in known else {}
+    return {**_interval(table.difference(arm, control)), **share}
 
 
 def _arm(table: Table, arm: str) -> dict[str, Any]:
@@ -154,10 +169,10 @@ def _equivalence(table: Table, left: str, right: str) -> dict[str, Any]:
     return {**_interval(inner), "level": 0.90, "margin": EQUAL_MARGIN, "equal": within}
 
 
-def _claim(table: Table, text: str) -> dict[str, Any]:
+def _claim(table: Table, text: str, subject: str) -> dict[str, Any]:
     """The owner's claim against one text arm: accuracy difference, and how many times as long text takes end to end."""
-    gain = table.difference("kv", text)
-    pairs = {sample.item: sample for sample in table.alone["kv"] if sample.error is None}
+    gain = table.difference(subject, text)
+    pairs = {sample.item: sample for sample in table.alone[subject] if sample.error is None}
     ratios = [
         each.seconds["total"] / pairs[each.item].seconds["total"]
         for each in table.alone[text]

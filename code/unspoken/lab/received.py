@@ -40,6 +40,10 @@ RECEIVED = {
     "activation:replace": "one vector of the sender's in place of its own",
     "activation:sum": "one vector of the sender's, added to its own",
     "activation:mean": "one vector of the sender's, averaged with its own",
+    "fused": "columns that a fuser made of the sender's cache of the text",
+    "fused-deranged": "columns that the fuser made of the cache of another text",
+    "fused-zero": "as many columns that the fuser made of zeros",
+    "fused-self": "columns that a fuser made of the receiver's own model's cache of the text",
     "finetune": "the cache of a sender with other weights",
 }
 """By an arm's name with its variant; `{amount}` and `{share}` are filled in."""
@@ -63,6 +67,8 @@ def received(arm: str) -> str:
     except UsageError:
         return unknown
     variant, codec = options.pop("variant", None), options.pop("codec", None)
+    if name.startswith("fused"):
+        return _fused(name, options)
     whole = f"{name}:{variant}" if variant else name
     amount = options.pop("amount", AMOUNTS.get(whole, AMOUNTS.get(name)))
     words = [RECEIVED[whole].format(amount=amount, share=_percent(amount))] if whole in RECEIVED else []
@@ -72,6 +78,11 @@ def received(arm: str) -> str:
         words, options = [unknown], {}
     words += [FURTHER[key].format(value=value) for key, value in options.items()]
     return ", ".join([*words, *([f"sent as {codec}"] if codec else [])])
+
+
+def _fused(name: str, options: dict[str, str]) -> str:
+    read = f", and reads the text itself for its first {options['own']} layers" if "own" in options else ""
+    return RECEIVED[name] + read if name in RECEIVED else f"what the channel '{name}' hands over"
 
 
 def _percent(amount: object) -> str:

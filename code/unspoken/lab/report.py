@@ -14,7 +14,7 @@ from unspoken.lab.frontier import frontier, has_frontier
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import DRAWS
 from unspoken.lab.sweep import Sweep
-from unspoken.lab.tables import COLUMNS, GAINS, MISSING, SWEEP, ordered, rows, size
+from unspoken.lab.tables import COLUMNS, GAINS, MISSING, SWEEP, named, ordered, rows, size
 from unspoken.lab.verdict import claims, judge
 
 EXAMPLES = 3
@@ -67,7 +67,7 @@ def render(
         metrics=metrics,
         verdict=judge(metrics),
         figures=drawn,
-        columns=COLUMNS + (GAINS if metrics.get("gain") else ()),
+        columns=named(COLUMNS + (GAINS if metrics.get("gain") else ()), metrics),
         rows=rows(metrics),
         claims=claims(metrics),
         examples=examples(samples, tuple(metrics["arms"])),

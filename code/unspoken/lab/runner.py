@@ -15,7 +15,7 @@ from unspoken.channels.protocol import Reading, Readings, Request
 from unspoken.engines import ENGINES
 from unspoken.engines.protocol import Engine, Limits
 from unspoken.errors import ModelNotFound, UnspokenError, UsageError
-from unspoken.lab.arms import DONATED, Arm, build_arm, derangement
+from unspoken.lab.arms import Arm, build_arm, derangement, needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, judged, kl_divergence
 from unspoken.lab.record import RunFolder, Sample
@@ -79,7 +79,7 @@ def check(experiment: Experiment) -> None:
     for name in experiment.arms:
         build_arm(name)
     _, sources = load_task(experiment)
-    if DONATED & set(experiment.arms):
+    if any(map(needs_donor, experiment.arms)):
         derangement({source.id: len(source.text) for source in sources})
 
 
@@ -120,7 +120,7 @@ class Runner:
         self._by_id = {source.id: source for source in self.sources}
         # Sources in order of length: a donor, the next in length, is then at hand in the same or the next batch.
         lengths = {source.id: len(self.engine.encode(source.text)) for source in self.sources}
-        self._donors = derangement(lengths) if DONATED & self._arms.keys() else {}
+        self._donors = derangement(lengths) if any(map(needs_donor, self._arms)) else {}
         self._order = sorted(self.sources, key=lambda source: (lengths[source.id], source.id))
 
     def run(self, watch: Watcher) -> list[Sample]:

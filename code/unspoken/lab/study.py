@@ -12,7 +12,7 @@ import msgspec
 
 from unspoken.api import load_gated
 from unspoken.engines.gate import GateResult
-from unspoken.engines.protocol import Engine
+from unspoken.engines.protocol import Engine, Loading
 from unspoken.errors import UsageError
 from unspoken.lab import record
 from unspoken.lab.experiment import Experiment
@@ -93,19 +93,33 @@ def run_on(loaded: Loaded, experiment: Experiment, begin: Begin, watch: Watcher)
         "senders": max(len(source.read) for source in sources),
     }
     env = environment(loaded.engine, loaded.gate, described) | {"seconds_load": loaded.seconds}
-    folder = begin({key: env[key] for key in IDENTITY}, env)
-    runner = Runner(
-        experiment, loaded.engine, sources, folder, task.measure, _senders_engine(loaded.engine, experiment)
-    )
-    return close_study(folder, experiment, runner.run(watch))
+    senders = _senders_engine(loaded.engine, experiment)
+    try:
+        if experiment.sender_model is not None:
+            env |= {"senders": described_model(senders)}
+        folder = begin({key: env[key] for key in IDENTITY}, env)
+        runner = Runner(experiment, loaded.engine, sources, folder, task.measure, senders)
+        return close_study(folder, experiment, runner.run(watch))
+    finally:
+        if senders is not loaded.engine:
+            senders.close()
 
 
 def _senders_engine(engine: Engine, experiment: Experiment) -> Engine:
-    """Return what the senders run on: the receiver's engine, or one on a changed copy of its model."""
+    """Return what the senders run on: the receiver's engine, another model, or a changed copy of the receiver's.
+
+    Raises:
+        UsageError: If both are asked for, or the weights cannot be changed.
+        UnspokenError: If the other model cannot be used.
+    """
     from unspoken.engines.transformers import TransformersEngine
     from unspoken.engines.tuned import low_rank_copy
 
     change = experiment.sender_change
+    if experiment.sender_model is not None:
+        if change is not None:
+            raise UsageError("The senders cannot be another model and a changed copy at once.", "Leave one of them out.")
+        return load_gated(experiment.sender_model, experiment.sender_engine, Loading())[0]
     if change is None:
         return engine
     if not isinstance(engine, TransformersEngine):
@@ -129,26 +143,24 @@ def environment(engine: Engine, gate: GateResult, task: dict[str, Any]) -> dict[
     from unspoken.channels import text
     from unspoken.session import BRIEFLY, QUESTION
 
-    spec = engine.spec
     prompts = "\0".join((text.WRITE, text.WRITE_ASKED, QUESTION, BRIEFLY))
     return {
         "machine": record.machine(),
         "packages": record.packages(),
         "revision": record.revision(),
         "engine": {"name": engine.name, "version": engine.version, "dtype": engine.dtype},
-        "model": {
-            "name": spec.name,
-            "family": spec.family,
-            "weights": spec.weights,
-            "architecture": spec.architecture,
-            "tokenizer": spec.tokenizer,
-            "chat_template": spec.chat_template,
-            "elements_per_column": spec.elements_per_column(),
-        },
+        "model": described_model(engine),
         "gate": msgspec.to_builtins(gate),
         "task": task,
         "prompts": fingerprint(prompts),
     }
+
+
+def described_model(engine: Engine) -> dict[str, Any]:
+    """Return what is recorded about a model."""
+    spec = engine.spec
+    told = ("name", "family", "weights", "architecture", "tokenizer", "chat_template")
+    return {field: getattr(spec, field) for field in told} | {"elements_per_column": spec.elements_per_column()}
 
 
 def _chance(sources: tuple[Any, ...]) -> float | None:

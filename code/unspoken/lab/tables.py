@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspoken.lab.arms import CONTROLS
+from unspoken.lab.fused_arms import is_control
 from unspoken.lab.received import received
 
 Number = int | float
@@ -111,8 +112,19 @@ OPEN = {"contained": Column("f1", "F1", "")}
 def compact(metrics: Mapping[str, Any]) -> tuple[tuple[Column, ...], str]:
     """Return the columns of the short table and its note; with open answers, said is right and F1 takes its place."""
     if metrics.get("measure", "options") == "options":
-        return COMPACT, NOTE
-    return tuple(OPEN.get(column.key, column) for column in COMPACT), OPEN_NOTE
+        return named(COMPACT, metrics), NOTE
+    return tuple(OPEN.get(column.key, column) for column in named(COMPACT, metrics)), OPEN_NOTE
+
+
+def named(columns: Sequence[Column], metrics: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Return columns whose headings name what a run's arms are measured against: kv, or the first fused arm."""
+    if "subject" not in metrics:
+        return tuple(columns)
+    replace = msgspec.structs.replace
+    return tuple(
+        replace(each, title=each.title.replace("kv", "fused"), hint=each.hint.replace("kv", metrics["subject"]))
+        for each in columns
+    )
 
 
 def terminal(metrics: Mapping[str, Any]) -> Table:
@@ -176,7 +188,7 @@ def ordered(arms: Sequence[str]) -> list[str]:
 @cache
 def family(arm: str) -> Family:
     """Tell whether an arm carries text, carries the content in a cache, or is a control."""
-    if arm == "none" or arm in CONTROLS.names():
+    if arm == "none" or arm in CONTROLS.names() or is_control(arm):
         return "control"
     return "text" if arm == "full-text" or arm.startswith("text") else "content"
 
@@ -254,7 +266,7 @@ def bracket(interval: Mapping[str, Any], shown: Shown) -> str:
 
 
 def _cells(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Cell]:
-    against = metrics.get("against_kv", {}).get(arm, {})
+    against = (metrics.get("against_kv") or metrics.get("against_subject") or {}).get(arm, {})
     versus = minus(against)
     gap = metrics.get("pgr", {}).get(arm, {})
     p = against.get("p_holm")

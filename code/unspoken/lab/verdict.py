@@ -105,7 +105,7 @@ def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
         "no": "No, understanding did not move",
         "not shown": "It is not shown that understanding moved",
     }[answer]
-    right, wrong = percent(_reached(arms["kv"])), percent(_reached(arms["kv-deranged"]))
+    right, wrong = percent(_reached(arms[_subject(metrics)])), percent(_reached(arms[_control(metrics)]))
     rates = f"with the right cache the receiver {_got(metrics, f'{right} %')}, with the cache of another text {wrong} %"
     worth = f"the content is worth {percent(gain['mean'])} points ({_range(gain)}, {_p(gain.get('p'))})"
     unable = "; reading the text itself did not help either, so this run cannot tell"
@@ -125,7 +125,7 @@ def _presence(metrics: Mapping[str, Any]) -> str:
 
 
 def _closeness(metrics: Mapping[str, Any]) -> str:
-    gap = metrics.get("pgr", {}).get("kv")
+    gap = metrics.get("pgr", {}).get(_subject(metrics))
     if gap is None:
         return "How close the cache comes to reading the text was not measured; that takes none, full-text and kv."
     arms = metrics["arms"]
@@ -134,7 +134,7 @@ def _closeness(metrics: Mapping[str, Any]) -> str:
         rates = f"{read} % {'F1' if _by_words(metrics) else 'right'} with it, {unread} % without"
         return f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
     kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
-    return f"{kept}{_share_range(gap)}{_equality(metrics.get('kv_equals_full_text', {}))}."
+    return f"{kept}{_share_range(gap)}{_equality(metrics.get(f'{_short(metrics)}_equals_full_text', {}))}."
 
 
 def _equality(equal: Mapping[str, Any]) -> str:
@@ -231,6 +231,18 @@ def _warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     if sources is not None and sources < ENOUGH_SOURCES:
         found.append(f"With questions about only {sources} texts, the intervals are likely too narrow.")
     return tuple(found)
+
+
+def _subject(metrics: Mapping[str, Any]) -> str:
+    return str(metrics.get("subject", "kv"))
+
+
+def _control(metrics: Mapping[str, Any]) -> str:
+    return str(metrics.get("control", "kv-deranged"))
+
+
+def _short(metrics: Mapping[str, Any]) -> str:
+    return "subject" if "subject" in metrics else "kv"
 
 
 def _reached(of: Mapping[str, Any]) -> Number:

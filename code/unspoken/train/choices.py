@@ -28,12 +28,14 @@ PLAIN = tuple(
     "has an average record|is neither good nor bad|shows no change|was visited once".split("|")
 )
 BEST = (
-    ("Which of {a}, {b} and {c} would you choose?", "Answer:"), ("Which is the best of {a}, {b} and {c}?", "The best is"),
+    ("Which of {a}, {b} and {c} would you choose?", "Answer:"),
+    ("Which is the best of {a}, {b} and {c}?", "The best is"),
     ("You can support one of {a}, {b} and {c}. Which one? Answer with the name.", "The name is:"),
-)  # fmt: skip
+)
 WORST = (
-    ("Which of {a}, {b} and {c} would you avoid?", "Answer:"), ("Which is the worst of {a}, {b} and {c}?", "The worst is"),
-)  # fmt: skip
+    ("Which of {a}, {b} and {c} would you avoid?", "Answer:"),
+    ("Which is the worst of {a}, {b} and {c}?", "The worst is"),
+)
 FORMS = ("{name} Works", "{name}", "{name} House", "the {name} group", "{name} & Sons")
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from unspoken.errors import StorageError, UsageError
 
+Lessons = Annotated[int, msgspec.Meta(ge=0)]
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="facts"):
     """Generated facts (`unspoken.train.facts`).
 
     Attributes:
         lessons: Texts, each with its own draw.
-        facts: Facts of one text; even.
+        facts: Facts of one text; even, and no more than there are things to tell of.
     """
 
-    lessons: int
-    facts: int = 6
+    lessons: Lessons
+    facts: Annotated[int, msgspec.Meta(ge=2, le=38, multiple_of=2)] = 6
 
 
 class Lists(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lists"):
@@ -31,8 +33,8 @@ class Lists(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lists"
         words: Words of one.
     """
 
-    lessons: int
-    words: int = 20
+    lessons: Lessons
+    words: Annotated[int, msgspec.Meta(ge=2)] = 20
 
 
 class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="choices"):
@@ -42,21 +44,21 @@ class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="choi
         lessons: Reports.
     """
 
-    lessons: int
+    lessons: Lessons
 
 
 class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"):
     """Texts from a file, asked for gaps and sentences (`unspoken.train.texts`).
 
     Attributes:
-        path: A text file, JSON lines with a field `text`, or an exported chat.
+        path: A text file, or JSON lines with a field `text`.
         lessons: How many passages; all if None.
         letters: Longest passage.
     """
 
     path: str
-    lessons: int | None = None
-    letters: int = 700
+    lessons: Lessons | None = None
+    letters: Annotated[int, msgspec.Meta(ge=1)] = 700
 
 
 Material = Facts | Lists | Choices | Texts
@@ -127,17 +129,24 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"The fuser's name '{self.name}' cannot be a folder's.", "Use small letters, digits, hyphens."
             )
         least = {"calibration": 1, "steps": 0, "questions": 1, "accumulate": 1, "warmup": 0, "checkpoint": 1}
+        least |= {"rank": 1, "width": 0, "blocks": 0, "sender_noise": 0, "decay": 0, "attention": 0}
+        least |= {"sources": 1, "window": self.sources}
         for field, bound in least.items():
-            if getattr(self, field) < bound:
+            if not bound <= getattr(self, field) < math.inf:
                 raise UsageError(
                     f"The training's {field} is {getattr(self, field)}, expected {bound} or more.", "Change it."
                 )
+        if self.kind == "ridge" and (self.steps or not self.ridge > 0):
+            raise UsageError(
+                f"A ridge fuser is solved for, and {self.steps} steps with a penalty of {self.ridge:g} were asked for.",
+                "Write steps: 0 and a ridge above 0.",
+            )
         if not self.material:
             raise UsageError("The training names no material.", "Add facts, lists or texts, see experiments/fusers/.")
-        if not 0 <= self.guard < 1 or not self.rate > 0:
+        if not 0 <= self.guard < 1 or not 0 < min(self.rate, self.clip, self.ridge) <= self._largest() < math.inf:
             raise UsageError(
-                f"The training's guard is {self.guard} and its rate {self.rate}.",
-                "Give a share below 1, a rate above 0.",
+                f"The training's guard is {self.guard}, its rate {self.rate}, its clip {self.clip}, its ridge {self.ridge}.",
+                "Give a share below 1, and numbers above 0.",
             )
 
 

@@ -1,4 +1,4 @@
-"""Generated facts to train fusers on: other relations, other things and other values than the task `private-facts` asks.
+"""Generated facts to train fusers on: other relations, things and values than the task `private-facts` asks for.
 
 A fuser that has learned these has seen none of that task's sentences, places or values (tests/train/test_facts.py holds
 the two apart). Values are drawn afresh for each text, many of them from the words of the receiver's own vocabulary,

@@ -60,7 +60,11 @@ class Receiver:
     def exam(self, asked: Sequence[Asked], columns: int) -> Exam:
         """Return questions laid out behind the prefix and so many further columns."""
         past = self._columns + columns
-        rows, keep, targets, first, at = [], [], [], [], 0
+        rows: list[Row] = []
+        keep: list[int] = []
+        targets: list[int] = []
+        first: list[int] = []
+        at = 0
         for each in asked:
             prompt = self.agent.asked(each.question, each.stem).token_ids
             answer = self._engine.encode(f" {each.answer}") + self._engine.encode(END)
@@ -114,7 +118,7 @@ def guard_loss(
 
 
 def attention_loss(heard: Sequence[Tensor], own: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Return the squared distance of attention outputs from those on the receiver's own columns, relative to their size.
+    """Return the squared distance of attention outputs from those on the receiver's own columns, against their size.
 
     Attention outputs, and not keys and values, are what a map has to get right (arXiv 2608.03893, section on R2).
     """

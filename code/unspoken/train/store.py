@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,15 +32,16 @@ class Store:
     """Columns of lessons on disk, aligned to the receiver's tokens, read as they are needed.
 
     Args:
-        folder: Where they are kept.
+        folder: Where they are kept, in a folder of their own; trainings with the same lessons and models share them.
         lessons: The lessons.
         pair: The two models.
     """
 
     def __init__(self, folder: Path, lessons: Sequence[Lesson], pair: Pair) -> None:
-        self._folder, self._lessons = folder, lessons
+        self._lessons = lessons
         told = "\0".join((pair.sender.weights, pair.receiver.tokenizer, *(each.text for each in lessons)))
         self._of = fingerprint(told)
+        self._folder = folder / self._of[:12]
 
     def fill(self, sender: Engine, receiver: Engine, watch: Watcher) -> None:
         """Compute what is missing; what a killed run has finished is kept.
@@ -49,7 +51,8 @@ class Store:
             StorageError: If they cannot be written.
         """
         readers = [Agent(name, sender) for name in AGENTS]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with _writable(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(self._lessons), SHARD):
             watch("sender's columns", start, len(self._lessons))
             if self._sound(self._path(start)):
@@ -60,17 +63,26 @@ class Store:
                 for number in numbers
             }
             aside = self._path(start).with_suffix(".part")
-            try:
+            with _writable(self._folder):
                 save_file(tensors, aside, metadata={"of": self._of})
-            except (OSError, SafetensorError) as error:
-                raise StorageError(f"Columns cannot be written to {aside}: {error}.", "Free some space.") from error
-            aside.replace(self._path(start))
+                aside.replace(self._path(start))
         watch("sender's columns", len(self._lessons), len(self._lessons))
 
     def rows(self, number: int) -> Float[Tensor, "columns sender"]:
-        """Return a lesson's columns, position-free."""
-        with safe_open(self._path(number - number % SHARD), framework="pt") as file:
-            return file.get_tensor(str(number)).to(torch.float32)
+        """Return a lesson's columns, position-free.
+
+        Raises:
+            StorageError: If they cannot be read.
+        """
+        path = self._path(number - number % SHARD)
+        try:
+            with safe_open(path, framework="pt") as file:
+                found: Tensor = file.get_tensor(str(number))
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"Columns of lesson {number} cannot be read from {path}: {error}.", "Start the training again."
+            ) from error
+        return found.to(torch.float32)
 
     def _path(self, start: int) -> Path:
         return self._folder / f"{start:06d}.safetensors"
@@ -82,6 +94,14 @@ class Store:
                 return bool((file.metadata() or {}).get("of") == self._of)
         except (OSError, SafetensorError):
             return False
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"Columns cannot be written to {folder}: {error}.", "Free some space.") from error
 
 
 def _kept(rows: Float[Tensor, "columns sender"]) -> Float[Tensor, "columns sender"]:

@@ -1,4 +1,4 @@
-"""One training from start to finish: models, lessons, the sender's columns, regression, loop, and the fuser's folder."""
+"""One training from start to finish: models, lessons, the sender's columns, regression, loop, the fuser's folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from unspoken.engines.tuned import noisy_copy
 from unspoken.errors import UsageError
 from unspoken.fusers.bottleneck import Bottleneck
 from unspoken.fusers.pair import Pair
+from unspoken.fusers.ridge import Ridge
 from unspoken.lab import record
 from unspoken.spec import fingerprint
-from unspoken.train.calibrate import calibrated
+from unspoken.train.calibrate import calibrated, solved
 from unspoken.train.card import card, curve
 from unspoken.train.config import Training
 from unspoken.train.lesson import Lesson
@@ -93,14 +94,15 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
     """
     sender, receiver = open_pair(training)
     pair, taught = Pair.of(sender.spec, receiver.spec), lessons(training, receiver)
-    folder, env = _opened(training, results, pair, taught)
+    folder = _opened(training, results, pair, taught)
     began = time.perf_counter()
-    store = Store(folder / COLUMNS, taught, pair)
+    store = Store(folder.parent / COLUMNS, taught, pair)
     store.fill(sender, receiver, watch.preparing)
     columns_seconds = time.perf_counter() - began
     fuser = _started(training, pair, taught, store, receiver, folder, watch.preparing)
-    teaching = Translating(fuser, training, taught, store, receivers(receiver) if training.steps else ())
-    train(fuser, teaching.loss, len(taught), training, folder, watch.training)
+    if isinstance(fuser, Bottleneck):
+        teaching = Translating(fuser, training, taught, store, receivers(receiver) if training.steps else ())
+        train(fuser, teaching.loss, len(taught), training, folder, watch.training)
     metrics = measured(folder, fuser, training, len(taught), columns_seconds)
     target = shelf / training.name
     fuser.save_pretrained(target)
@@ -113,7 +115,7 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
 
 
 def measured(
-    folder: Path, fuser: Bottleneck, training: Training, taught: int, columns_seconds: float
+    folder: Path, fuser: Bottleneck | Ridge, training: Training, taught: int, columns_seconds: float
 ) -> dict[str, Any]:
     """Return what is to be said about a training."""
     noted = losses(folder)
@@ -133,7 +135,7 @@ def measured(
     }
 
 
-def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Lesson]) -> tuple[Path, dict[str, Any]]:
+def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Lesson]) -> Path:
     """Return the run folder: the unfinished one of the same training, models and code, or a new one."""
     told = json.dumps([msgspec.to_builtins(each) for each in (training, pair)] + [[each.text for each in taught]])
     env = {"machine": record.machine(), "packages": record.packages(), "revision": record.revision()}
@@ -144,10 +146,17 @@ def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Less
         folder = record.unfinished(parent, short) or record.new_folder(parent, short)
         record.write(folder / "config.yaml", msgspec.yaml.encode(training))
         record.write_env(folder, env | {"pair": msgspec.to_builtins(pair), "lessons": fingerprint(told)})
-    return folder, env
+    return folder
 
 
-def _started(
+def _started(training: Training, *given: Any) -> Bottleneck | Ridge:
+    """Return the fuser as training begins."""
+    if training.kind not in STARTS:
+        raise UsageError(f"Fusers of the kind '{training.kind}' cannot be trained.", f"Choose of {', '.join(STARTS)}.")
+    return STARTS[training.kind](training, *given)
+
+
+def _bottleneck(
     training: Training,
     pair: Pair,
     taught: Sequence[Lesson],
@@ -156,7 +165,7 @@ def _started(
     folder: Path,
     watch: Watcher,
 ) -> Bottleneck:
-    """Return the fuser as training begins: its regression fitted, or taken from where a killed run kept it."""
+    """Return a bottleneck, its regression fitted, or taken from where a killed run kept it."""
     import torch
 
     torch.manual_seed(training.seed)
@@ -169,3 +178,20 @@ def _started(
     torch.save(fuser.state_dict(), kept.with_suffix(".part"))
     kept.with_suffix(".part").replace(kept)
     return fuser
+
+
+def _ridge(
+    training: Training,
+    pair: Pair,
+    taught: Sequence[Lesson],
+    store: Store,
+    receiver: Engine,
+    _: Path,
+    watch: Watcher,
+) -> Ridge:
+    """Return a closed-form fuser, which is thereby done: a killed run solves it again."""
+    return solved(training, pair, taught, store, receiver, watch)
+
+
+STARTS: dict[str, Callable[..., Bottleneck | Ridge]] = {"bottleneck": _bottleneck, "ridge": _ridge}
+"""How a fuser of each kind begins."""
