@@ -11,7 +11,8 @@ import msgspec
 
 from unspoken.errors import StorageError, UsageError
 
-Lessons = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="facts"):
     """Generated facts (`unspoken.train.facts`).
@@ -21,7 +22,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="facts"
         facts: Facts of one text; even, and no more than there are things to tell of.
     """
 
-    lessons: Lessons
+    lessons: Count
     facts: Annotated[int, msgspec.Meta(ge=2, le=38, multiple_of=2)] = 6
 
 
@@ -33,7 +34,7 @@ class Lists(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lists"
         words: Words of one.
     """
 
-    lessons: Lessons
+    lessons: Count
     words: Annotated[int, msgspec.Meta(ge=2)] = 20
 
 
@@ -44,7 +45,7 @@ class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="choi
         lessons: Reports.
     """
 
-    lessons: Lessons
+    lessons: Count
 
 
 class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"):
@@ -57,7 +58,7 @@ class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"
     """
 
     path: str
-    lessons: Lessons | None = None
+    lessons: Count | None = None
     letters: Annotated[int, msgspec.Meta(ge=1)] = 700
 
 
@@ -121,7 +122,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention: float = 0.0
     guard: float = 0.0
     checkpoint: int = 100
-    seed: int = 20261128
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 20261128
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
@@ -143,10 +144,14 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not self.material:
             raise UsageError("The training names no material.", "Add facts, lists or texts, see experiments/fusers/.")
-        if not 0 <= self.guard < 1 or not 0 < min(self.rate, self.clip, self.ridge) <= self._largest() < math.inf:
+        if not 0 <= self.guard < 1 or not all(0 < each < math.inf for each in (self.rate, self.clip, self.ridge)):
             raise UsageError(
-                f"The training's guard is {self.guard}, its rate {self.rate}, its clip {self.clip}, its ridge {self.ridge}.",
-                "Give a share below 1, and numbers above 0.",
+                f"The training's guard is {self.guard}, its rate {self.rate}, clip {self.clip} and ridge {self.ridge}.",
+                "Give a share below 1 for the guard, and the others above 0.",
+            )
+        if self.kind == "bottleneck" and self.steps and not self.width:
+            raise UsageError(
+                f"A bottleneck of width 0 has nothing to train in {self.steps} steps.", "Write steps: 0, or a width."
             )
 
 
