@@ -56,6 +56,8 @@ class NormalEquations:
 
     def add(self, inputs: Float[Tensor, "columns inputs"], targets: Float[Tensor, "columns targets"]) -> None:
         """Take in some columns, which need not be kept."""
+        if not len(inputs):
+            return
         if self._origin is None:
             self._origin = inputs.mean(0), targets.mean(0)
         x, y = inputs - self._origin[0], targets - self._origin[1]

@@ -45,7 +45,7 @@ class FusedZero:
 
 @dataclass(frozen=True)
 class FusedSelf:
-    """The receiver's own model reads and hands over through a fuser for itself: what is left of a second model's part."""
+    """The receiver's own model reads, and a fuser for itself hands over: what is left without a second model."""
 
     fused: Fused
 

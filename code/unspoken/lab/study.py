@@ -118,7 +118,7 @@ def _senders_engine(engine: Engine, experiment: Experiment) -> Engine:
     change = experiment.sender_change
     if experiment.sender_model is not None:
         if change is not None:
-            raise UsageError("The senders cannot be another model and a changed copy at once.", "Leave one of them out.")
+            raise UsageError("The senders cannot be another model and a changed copy at once.", "Leave one out.")
         return load_gated(experiment.sender_model, experiment.sender_engine, Loading())[0]
     if change is None:
         return engine

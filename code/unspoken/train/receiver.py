@@ -17,9 +17,8 @@ from unspoken.engines.protocol import Engine
 from unspoken.fusers.pair import Side
 from unspoken.fusers.rows import as_layers
 from unspoken.session import Agent
-from unspoken.spec import RopeSpec
 from unspoken.train.lesson import Asked
-from unspoken.transforms.rope import Rotation, angles, rotation
+from unspoken.transforms.rope import angles, rotated, rotation
 
 END = "."
 """Follows each answer, so that the receiver learns where to end."""
@@ -79,9 +78,14 @@ class Receiver:
         """Return position-free columns behind the prefix, turned to their positions; gradients pass through."""
         spec = self._engine.spec
         by = rotation(angles(torch.arange(self._columns, self._columns + len(rows)), spec.rope))
+        made = as_layers(rows, Side.of(spec)).unbind(0)
+        return self.behind([(rotated(keys, by, spec.rope), values) for keys, values in made])
+
+    def behind(self, layers: Sequence[Columns]) -> list[Columns]:
+        """Return columns that are turned to their positions already, behind the prefix."""
         return [
-            (torch.cat((keys, turned(made[0], by, spec.rope)), dim=1), torch.cat((values, made[1]), dim=1))
-            for (keys, values), made in zip(self._prefix, as_layers(rows, Side.of(spec)), strict=True)
+            (torch.cat((keys, made[0]), dim=1), torch.cat((values, made[1]), dim=1))
+            for (keys, values), made in zip(self._prefix, layers, strict=True)
         ]
 
     def logits(
@@ -124,15 +128,3 @@ def attention_loss(heard: Sequence[Tensor], own: Sequence[Tensor]) -> Float[Tens
     """
     parts = [(a - b).square().sum() / b.square().sum().clamp(min=1e-6) for a, b in zip(heard, own, strict=True)]
     return torch.stack(parts).mean()
-
-
-def turned(
-    keys: Float[Tensor, "kv_heads columns head_dim"], by: Rotation, rope: RopeSpec
-) -> Float[Tensor, "kv_heads columns head_dim"]:
-    """Return keys turned as `unspoken.transforms.rope.turn` does, in a way that gradients pass through."""
-    if rope.pairing == "half":
-        first, second = keys.chunk(2, dim=-1)
-    else:
-        first, second = keys[..., 0::2], keys[..., 1::2]
-    pairs = first * by.cos - second * by.sin, second * by.cos + first * by.sin
-    return torch.cat(pairs, dim=-1) if rope.pairing == "half" else torch.stack(pairs, dim=-1).flatten(-2)

@@ -15,22 +15,19 @@ from unspoken.api import load_gated
 from unspoken.engines.protocol import Engine, Loading
 from unspoken.engines.tuned import noisy_copy
 from unspoken.errors import UsageError
-from unspoken.fusers.bottleneck import Bottleneck
 from unspoken.fusers.pair import Pair
-from unspoken.fusers.ridge import Ridge
 from unspoken.lab import record
 from unspoken.spec import fingerprint
-from unspoken.train.calibrate import calibrated, solved
 from unspoken.train.card import card, curve
 from unspoken.train.config import Training
 from unspoken.train.lesson import Lesson
 from unspoken.train.lessons import lessons
 from unspoken.train.loop import Progress, losses, train
+from unspoken.train.starts import STARTS, Fuser, Ready
 from unspoken.train.store import Store, Watcher
-from unspoken.train.teaching import Translating, receivers
 
 EXPERIMENT = "fusers"
-COLUMNS, START = "columns", "start"
+COLUMNS = "columns"
 
 
 @dataclass(frozen=True)
@@ -99,24 +96,25 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
     store = Store(folder.parent / COLUMNS, taught, pair)
     store.fill(sender, receiver, watch.preparing)
     columns_seconds = time.perf_counter() - began
-    fuser = _started(training, pair, taught, store, receiver, folder, watch.preparing)
-    if isinstance(fuser, Bottleneck):
-        teaching = Translating(fuser, training, taught, store, receivers(receiver) if training.steps else ())
-        train(fuser, teaching.loss, len(taught), training, folder, watch.training)
+    ready = Ready(training, pair, sender.spec.rope, taught, store, receiver, folder, watch.preparing)
+    started = STARTS[training.kind](ready)
+    fuser = started.fuser
+    if training.steps and started.loss is not None:
+        train(fuser, started.loss, len(taught), training, folder, watch.training, started.anneal)
     metrics = measured(folder, fuser, training, len(taught), columns_seconds)
     target = shelf / training.name
-    fuser.save_pretrained(target)
-    record.write(target / "README.md", card(training, pair, metrics, folder).encode())
-    record.write(target / "training.yaml", msgspec.yaml.encode(training))
-    record.write(folder / "loss.svg", curve(losses(folder)))
-    record.write(target / "loss.svg", curve(losses(folder)))
-    record.write_json(folder / "metrics.json", metrics)
+    with record.writable(target):
+        fuser.save_pretrained(target)
+        record.write(target / "README.md", card(training, pair, metrics, folder).encode())
+        record.write(target / "training.yaml", msgspec.yaml.encode(training))
+        record.write(target / "loss.svg", curve(losses(folder)))
+    with record.writable(folder):
+        record.write(folder / "loss.svg", curve(losses(folder)))
+        record.write_json(folder / "metrics.json", metrics)
     return Trained(folder, target, metrics)
 
 
-def measured(
-    folder: Path, fuser: Bottleneck | Ridge, training: Training, taught: int, columns_seconds: float
-) -> dict[str, Any]:
+def measured(folder: Path, fuser: Fuser, training: Training, taught: int, columns_seconds: float) -> dict[str, Any]:
     """Return what is to be said about a training."""
     noted = losses(folder)
     last = noted[-100:]
@@ -147,51 +145,3 @@ def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Less
         record.write(folder / "config.yaml", msgspec.yaml.encode(training))
         record.write_env(folder, env | {"pair": msgspec.to_builtins(pair), "lessons": fingerprint(told)})
     return folder
-
-
-def _started(training: Training, *given: Any) -> Bottleneck | Ridge:
-    """Return the fuser as training begins."""
-    if training.kind not in STARTS:
-        raise UsageError(f"Fusers of the kind '{training.kind}' cannot be trained.", f"Choose of {', '.join(STARTS)}.")
-    return STARTS[training.kind](training, *given)
-
-
-def _bottleneck(
-    training: Training,
-    pair: Pair,
-    taught: Sequence[Lesson],
-    store: Store,
-    receiver: Engine,
-    folder: Path,
-    watch: Watcher,
-) -> Bottleneck:
-    """Return a bottleneck, its regression fitted, or taken from where a killed run kept it."""
-    import torch
-
-    torch.manual_seed(training.seed)
-    fuser = Bottleneck(msgspec.to_builtins(pair), training.rank, training.width, training.blocks)
-    kept = folder / f"{START}.pt"
-    if kept.is_file():
-        fuser.load_state_dict(torch.load(kept, weights_only=True))
-        return fuser
-    fuser.start_from(calibrated(training, pair, taught, store, receiver, watch))
-    torch.save(fuser.state_dict(), kept.with_suffix(".part"))
-    kept.with_suffix(".part").replace(kept)
-    return fuser
-
-
-def _ridge(
-    training: Training,
-    pair: Pair,
-    taught: Sequence[Lesson],
-    store: Store,
-    receiver: Engine,
-    _: Path,
-    watch: Watcher,
-) -> Ridge:
-    """Return a closed-form fuser, which is thereby done: a killed run solves it again."""
-    return solved(training, pair, taught, store, receiver, watch)
-
-
-STARTS: dict[str, Callable[..., Bottleneck | Ridge]] = {"bottleneck": _bottleneck, "ridge": _ridge}
-"""How a fuser of each kind begins."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from unspoken.channels.kv import content_columns
 from unspoken.engines.protocol import Engine
 from unspoken.fusers.bottleneck import Bottleneck
+from unspoken.fusers.c2c_kept import C2C
 from unspoken.fusers.rows import as_rows
 from unspoken.train.config import Training
 from unspoken.train.lesson import Asked, Lesson
@@ -67,6 +68,35 @@ class Translating:
         with torch.no_grad():
             receiver.logits(receiver.placed(rows), exam, heard)
         return heard
+
+
+@dataclass(frozen=True)
+class Enriching:
+    """Lessons for a C2C fuser: both models read the text, and the receiver answers from its columns as fused.
+
+    Args:
+        fuser: The fuser.
+        training: How it is trained.
+        lessons: All of them.
+        store: The sender's columns.
+        receivers: Who answers, in turn.
+    """
+
+    fuser: C2C
+    training: Training
+    lessons: Sequence[Lesson]
+    store: Store
+    receivers: tuple[Receiver, ...]
+
+    def loss(self, number: int, draw: random.Random) -> dict[str, Tensor]:
+        """Return one lesson's loss: next-token cross-entropy of the answers, as C2C is trained."""
+        receiver, lesson = self.receivers[draw.randrange(len(self.receivers))], self.lessons[number]
+        asked = draw.sample(lesson.asked, min(self.training.questions, len(lesson.asked)))
+        segment = receiver.own(lesson.text).span("content")
+        own = [(layer.keys.clone(), layer.values.clone()) for layer in segment.layers]
+        fused = self.fuser(self.store.rows(number), segment.positions.clone(), own)
+        exam = receiver.exam(asked, segment.columns)
+        return {"answer": answer_loss(receiver.logits(receiver.behind(fused), exam), exam)}
 
 
 def receivers(engine: Engine) -> tuple[Receiver, ...]:

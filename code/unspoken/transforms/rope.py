@@ -55,6 +55,15 @@ def turn(
     return out.to(keys.dtype)
 
 
+def rotated(
+    keys: Float[Tensor, "kv_heads seq head_dim"], by: Rotation, rope: RopeSpec
+) -> Float[Tensor, "kv_heads seq head_dim"]:
+    """Return what `turn` returns of float32 keys, in a way that gradients pass through."""
+    first, second = _pairs(keys, rope)
+    pairs = first * by.cos - second * by.sin, second * by.cos + first * by.sin
+    return torch.cat(pairs, dim=-1) if rope.pairing == "half" else torch.stack(pairs, dim=-1).flatten(-2)
+
+
 def turn_into(
     out: Float[Tensor, "kv_heads seq head_dim"],
     keys: Float[Tensor, "kv_heads seq head_dim"],
