@@ -1,8 +1,8 @@
 """Let SmolLM2 write the paragraphs that fusers are trained on, so that training needs no data set.
 
-Encyclopaedic prose with names, dates and numbers, drawn from the model with a seed. What it states is often wrong, which
-is welcome: no model can know it. The file is in the repository (`data/paragraphs.jsonl`); this is how it was made. Another
-machine or version rounds otherwise and writes other paragraphs.
+Encyclopaedic prose with names, dates and numbers, drawn from the model with a seed. What it states is often wrong,
+which is welcome: no model can know it. The file is in the repository (`data/paragraphs.jsonl`); this is how it was
+made. Another machine or version rounds otherwise and writes other paragraphs.
 
     python models/write_paragraphs.py
 """
@@ -39,7 +39,7 @@ TOPICS = (
     "a city wall", "an election", "a museum robbery", "a rice terrace", "a satellite", "a monastery", "a bank failure",
     "an ancient observatory", "a swimming record", "a mine", "a comic book", "a dialect", "a lighthouse keeper",
 )  # fmt: skip
-SEED, TOKENS, BATCH, LEAST_LETTERS = 20261128, 130, 24, 240
+SEED, PARAGRAPHS, TOKENS, BATCH, LEAST_LETTERS = 20261128, 240, 130, 24, 240
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"])")
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     asked = [ASKED.format(topic=topic, angle=angle) for topic, angle in product(TOPICS, ANGLES)]
     random.Random(SEED).shuffle(asked)  # noqa: S311 - reproducible, not secret
     done = sum(1 for _ in TARGET.open()) if TARGET.is_file() else 0
-    for at in range(done // BATCH * BATCH, len(asked), BATCH):
+    for at in range(done // BATCH * BATCH, PARAGRAPHS, BATCH):
         turns = [
             Turn(Prompt((Piece("content", engine.encode(words)),)) + frame.after, prefix)
             for words in asked[at : at + BATCH]
