@@ -59,7 +59,7 @@ def _answer(receiver: Agent, delivery: Delivery) -> Any:
 
 
 # Channels that need more of an engine than the fake one shows, or whose name alone says too little; each has a file.
-ELSEWHERE = {"compose", "need", "layers", "latent", "embedding", "activation", "finetune"}
+ELSEWHERE = {"compose", "need", "layers", "latent", "embedding", "activation", "finetune", "fused"}
 
 
 def test_every_registered_channel_is_tested() -> None:

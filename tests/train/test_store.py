@@ -16,9 +16,9 @@ from unspoken.fusers.pair import Pair
 from unspoken.session import Agent
 from unspoken.train import store as module
 from unspoken.train.lesson import Asked, Lesson
-from unspoken.train.store import AGENTS, SHARD, Store
+from unspoken.train.store import AGENTS, Store
 
-COUNT = SHARD + 5
+SHARD, COUNT = 4, 6
 LESSONS = [Lesson(f"Mill number {at} is run by Anna.", (Asked("Who?", "Anna"),)) for at in range(COUNT)]
 SENDER, RECEIVER = FakeEngine(1), FakeEngine(2)
 PAIR = Pair.of(SENDER.spec, RECEIVER.spec)
@@ -33,6 +33,11 @@ def filled(folder: Path, lessons: list[Lesson] = LESSONS, pair: Pair = PAIR) -> 
     store = Store(folder, lessons, pair)
     store.fill(SENDER, RECEIVER, quiet)
     return store
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD", SHARD)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-
         self._pair, self._sources = msgspec.convert(pair, Pair), msgspec.convert(sources, list[list[int]])
         sender, receiver = self._pair.sender, self._pair.receiver
         _require_sources(self._sources, self._pair)
-        self._config = {"kind": self.kind, "pair": pair, "sources": sources}
+        self._config = {"kind": self.kind, "pair": msgspec.to_builtins(self._pair), "sources": self._sources}
         self._chosen = sorted({source for each in self._sources for source in each})
         self._width = sender.width // sender.layers
         for name, count in (("sender", self._width * len(self._chosen)), ("receiver", receiver.width)):
@@ -111,12 +111,35 @@ class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-
         self.receiver_mean.copy_(torch.cat([each.targets_mean for each in maps]))
         self.receiver_scale.copy_(torch.cat([each.targets_scale for each in maps]))
 
+    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
+        """Write the fuser into a folder, as the hub's mixin does; until all of it is there, it holds no fuser.
+
+        Args:
+            save_directory: The folder.
+            hub: See `PyTorchModelHubMixin.save_pretrained`.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with folder.writable(Path(save_directory)):
+            return super().save_pretrained(save_directory, **hub)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         folder.write(self, self._config, save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **how: Any) -> Ridge:
-        fuser: Ridge = folder.built(cls, model_id, how)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Ridge:
+        """Return the fuser of a folder, or of a repository on the hub.
+
+        Args:
+            pretrained_model_name_or_path: Either.
+            hub: Options of the hub, see `unspoken.fusers.folder.HUB`.
+
+        Raises:
+            StorageError: If there is none, or its files cannot be read.
+            UsageError: If they are no sound fuser of this kind.
+        """
+        fuser: Ridge = folder.built(cls, str(pretrained_model_name_or_path), hub)
         return fuser
 
 

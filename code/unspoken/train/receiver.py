@@ -81,7 +81,7 @@ class Receiver:
         made = as_layers(rows, Side.of(spec)).unbind(0)
         return self.behind([(rotated(keys, by, spec.rope), values) for keys, values in made])
 
-    def behind(self, layers: Sequence[Columns]) -> list[Columns]:
+    def behind(self, layers: Sequence[tuple[Tensor, Tensor]]) -> list[Columns]:
         """Return columns that are turned to their positions already, behind the prefix."""
         return [
             (torch.cat((keys, made[0]), dim=1), torch.cat((values, made[1]), dim=1))
