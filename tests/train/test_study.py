@@ -47,8 +47,8 @@ def planned(tiny_folders: tuple[Path, Path], tmp_path: Path) -> Callable[..., Tr
     (tmp_path / "t.txt").write_text(TEXT)
     reader, answerer = map(str, tiny_folders)
     fields: dict[str, Any] = {
-        "name": "tiny", "sender": reader, "receiver": answerer, "rank": 6, "width": 8, "steps": 12, "questions": 2,
-        "calibration": 5, "warmup": 2, "rate": 5e-3, "guard": 0.2, "checkpoint": 4, "seed": 3,
+        "name": "tiny", "sender": reader, "receiver": answerer, "rank": 6, "width": 8, "steps": 6, "questions": 2,
+        "calibration": 5, "warmup": 2, "rate": 5e-3, "guard": 0.3, "checkpoint": 2, "seed": 3,
         "material": (Choices(6), Texts(str(tmp_path / "t.txt"))),
     }  # fmt: skip
     return lambda **changes: Training(**fields | changes)
@@ -93,7 +93,7 @@ def test_a_training_leaves_a_fuser_and_a_run(
     metrics = json.loads((done.run / "metrics.json").read_bytes())
     assert metrics == done.metrics
     assert (metrics["experiment"], metrics["name"], metrics["kind"]) == ("fusers", "tiny", "bottleneck")
-    assert (metrics["lessons"], metrics["steps"]) == (7, 12)
+    assert (metrics["lessons"], metrics["steps"]) == (7, 6)
     assert {"answer", "attention", "guard"} == metrics["last_losses"].keys()
     for part, mean in metrics["last_losses"].items():
         values = [each[part] for each in losses(done.run) if part in each]
@@ -109,23 +109,23 @@ def test_a_training_leaves_a_fuser_and_a_run(
     assert env["pair"] == msgspec.to_builtins(fuser.pair)
     assert len(env["starts"]) == 1
     card = (done.fuser / "README.md").read_text()
-    for words in (f"{metrics['parameters']:,}", fuser.pair.sender.weights, "7, 12", f"fusers/{done.run.name}"):
+    for words in (f"{metrics['parameters']:,}", fuser.pair.sender.weights, "7, 6", f"fusers/{done.run.name}"):
         assert words in card
     # Everybody was told: columns, regression, steps.
     assert [each for each in told if not isinstance(each, int)][:2] == [
         ("sender's columns", 0, 7), ("sender's columns", 7, 7)
     ]  # fmt: skip
     assert ("regression", 5, 5) in told
-    assert [each for each in told if isinstance(each, int)] == list(range(1, 13))
+    assert [each for each in told if isinstance(each, int)] == list(range(1, 7))
 
 
 def test_what_is_taught_is_learnt(planned: Callable[..., Training], tmp_path: Path) -> None:
-    done = trained(planned(steps=40, guard=0.0, rate=2e-2), tmp_path)
+    done = trained(planned(steps=28, guard=0.0, rate=2e-2), tmp_path)
     answers = [each["answer"] for each in losses(done.run)]
     assert sum(answers[-7:]) < 0.9 * sum(answers[:7])  # Each lesson once, at the end and at the beginning.
 
 
-@pytest.mark.parametrize("kill", [2, 4, 9])
+@pytest.mark.parametrize("kill", [1, 5])
 def test_killed_and_begun_again_it_is_the_same_fuser(
     planned: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
@@ -205,8 +205,8 @@ def test_noise_is_a_share_of_each_matrix(tiny_folders: tuple[Path, Path]) -> Non
     for name, weight in before.items():
         noise = (after[name] - weight).detach()
         if name.endswith("_proj.weight"):
-            assert float(noise.std() / weight.std()) == pytest.approx(0.05, rel=0.1)
-            assert abs(float(noise.mean())) < 0.01 * float(weight.std())
+            assert float(noise.std() / weight.detach().std()) == pytest.approx(0.05, rel=0.1)
+            assert abs(float(noise.mean())) < 0.01 * float(weight.detach().std())
         else:
             assert not noise.any()
     assert copy.spec.name.endswith(", with 5% noise")
