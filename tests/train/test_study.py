@@ -111,7 +111,6 @@ def test_a_training_leaves_a_fuser_and_a_run(
     card = (done.fuser / "README.md").read_text()
     for words in (f"{metrics['parameters']:,}", fuser.pair.sender.weights, "7, 6", f"fusers/{done.run.name}"):
         assert words in card
-    # Everybody was told: columns, regression, steps.
     assert [each for each in told if not isinstance(each, int)][:2] == [
         ("sender's columns", 0, 7), ("sender's columns", 7, 7)
     ]  # fmt: skip

@@ -43,14 +43,9 @@ class Progress:
 
 
 def train(
-    module: nn.Module,
-    loss: Loss,
-    lessons: int,
-    training: Training,
-    folder: Path,
-    watch: Callable[[Progress], None],
+    module: nn.Module, loss: Loss, lessons: int, training: Training, folder: Path, watch: Callable[[Progress], None],
     anneal: Callable[[int], None] = lambda step: None,
-) -> None:
+) -> None:  # fmt: skip
     """Train a fuser, or go on with it, until all steps are taken.
 
     Args:
