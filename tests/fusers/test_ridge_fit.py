@@ -151,7 +151,7 @@ def test_the_layer_that_serves_attention_is_chosen_where_r2_would_choose_another
     queries[:, :, 0] = 4 * drawn(30, 2, 8)
     held = HeldOut(rows, torch.arange(60, dtype=torch.int32), (queries,), (keys,), (values,))
     assert seen.candidates == ((0, 1, 2),)
-    assert [seen.fitted([held], STILL, count)[0].sources for count in (1, 2, 3)] == [(1,), (1, 0), (0, 1, 2)]
+    assert [seen.fitted([held], STILL, count)[0].sources for count in (1, 2, 3)] == [(1,), (1, 0), (1, 0, 2)]
 
     def r2(layer: int) -> float:
         inputs = np.c_[seen.inputs(sent, [layer]).numpy(), np.ones(600)]
@@ -171,6 +171,52 @@ def test_every_layer_of_the_receiver_chooses_of_its_own_window() -> None:
     assert seen.inputs(sent, [4, 3]).equal(torch.cat((sent[:, 32:], sent[:, 24:32]), dim=1))
 
 
+def test_each_windows_correlations_are_numpys_though_windows_overlap() -> None:
+    pair = Pair(side(5), side(4))
+    sent, own = texts(3, 120, 5), drawn(4, 120, 32) + 20
+    seen = Windows(pair, 3)
+    for part in torch.arange(120).split(50):
+        seen.add(sent[part], own[part])
+    # Relative depths 0, 1/3, 2/3, 1 against 0, 1/4, 1/2, 3/4, 1.
+    assert seen.candidates == ((0, 1, 2), (1, 2, 0), (3, 2, 4), (4, 3, 2))
+    for layer, (candidates, found) in enumerate(zip(seen.candidates, seen.moments(), strict=True)):
+        inputs = np.concatenate([sent[:, 8 * each : 8 * each + 8].double().numpy() for each in candidates], axis=1)
+        targets = own[:, 8 * layer : 8 * layer + 8].double().numpy()
+        expected = np.corrcoef(inputs, targets, rowvar=False)
+        np.testing.assert_allclose(found.gram.numpy(), expected[:24, :24], atol=1e-5)
+        np.testing.assert_allclose(found.cross.numpy(), expected[:24, 24:], atol=1e-5)
+        np.testing.assert_allclose(found.inputs_mean.numpy(), inputs.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.inputs_scale.numpy(), inputs.std(0), rtol=1e-4)
+        np.testing.assert_allclose(found.targets_mean.numpy(), targets.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.targets_scale.numpy(), targets.std(0), rtol=1e-4)
+
+
+def test_penalties_hold_single_inputs_back() -> None:
+    # Inputs that have nothing in common are each shrunk by their own penalty: c / (1 + p).
+    made = solved(torch.eye(2), torch.tensor([[0.5], [0.5]]), torch.tensor([0.25, 4.0]))
+    assert torch.allclose(made, torch.tensor([[0.4, 0.1]]))
+
+
+def test_a_further_layer_is_held_back_where_it_would_learn_by_heart() -> None:
+    # The first layer knows the values, and little else is known; twenty columns are few for sixteen inputs.
+    def columns(seed: int, count: int) -> tuple[Tensor, Tensor]:
+        own = drawn(seed, count, 8)
+        sent = torch.stack((own + 0.3 * drawn(seed + 1, count, 8), drawn(seed + 2, count, 8)), dim=1)
+        return sent.flatten(1), own
+
+    sent, own = columns(40, 20)
+    seen = Windows(Pair(side(2), side(1)), 2)
+    seen.add(sent, own)
+    rows, true = columns(50, 200)
+    positions = torch.arange(200, dtype=torch.int32)
+    held = HeldOut(rows, positions, (drawn(60, 2, 8, 4),), (true[:, :4][None],), (true[:, 4:][None],))
+    (chosen,) = seen.fitted([held], STILL, 2, 0.01)
+    (alike,) = seen.fitted((), STILL, 2, 0.01)
+    assert chosen.sources == (0, 1)
+    helper = chosen.matrix[:, 8:]
+    assert float(helper.abs().max()) < 0.1 < float(alike.matrix[:, 8:].abs().max())
+
+
 def test_what_cannot_be_fitted_is_refused() -> None:
     pair = Pair(side(3), side(1))
     with pytest.raises(UsageError, match="4 sources for each of 1 receiver layers"):
@@ -183,4 +229,4 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(UsageError, match="fitted to 0 columns"):
         seen.fitted((), ROPE, 2)
     with pytest.raises(UsageError, match="A penalty of 0 is too small"):
-        solved(torch.ones(2, 2), torch.ones(2, 1), 0.0)
+        solved(torch.ones(2, 2), torch.ones(2, 1), torch.zeros(2))

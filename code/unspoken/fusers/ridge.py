@@ -58,9 +58,10 @@ class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-
         for name, count in (("sender", self._width * len(self._chosen)), ("receiver", receiver.width)):
             self.register_buffer(f"{name}_mean", torch.zeros(count))
             self.register_buffer(f"{name}_scale", torch.ones(count))
-        made = receiver.width // receiver.layers
+        heads = 2 * receiver.kv_heads
         for layer, each in enumerate(self._sources):
-            self.register_buffer(f"map_{layer}", torch.zeros(made, self._width * len(each)))
+            # Heads apart, which the folder does not round to int8: large weights of either sign make up small numbers.
+            self.register_buffer(f"map_{layer}", torch.zeros(heads, receiver.head_dim, self._width * len(each)))
 
     @staticmethod
     def of(pair: Pair, maps: Sequence[LayerMap]) -> Ridge:
@@ -98,7 +99,7 @@ class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-
         return self.decode(self.encode(rows))
 
     def _maps(self) -> list[Tensor]:
-        return [self.get_buffer(f"map_{layer}") for layer in range(len(self._sources))]
+        return [self.get_buffer(f"map_{layer}").flatten(0, 1) for layer in range(len(self._sources))]
 
     def _take(self, maps: Sequence[LayerMap]) -> None:
         """Take over matrices and moments; those of a layer of the sender are the same in every map."""

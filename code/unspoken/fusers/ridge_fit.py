@@ -1,14 +1,14 @@
 """Fit a translator in closed form, and choose the layers it listens to by what attention makes of the result.
 
-The sums of a regression are kept for each of the receiver's layers over a window of the sender's layers, so that memory
-grows neither with columns nor with the sender's depth. Which layers of the window are used is chosen on texts that were
-held out, by the error of attention's output and not by R2: R2 goes against what a map is good for, attention's output
-goes with it (KV Ridge, arXiv 2608.03893, section on R2).
+Sums are kept for each of the receiver's layers over a window of the sender's: memory grows with neither the number of
+columns nor the square of a model's depth. Which layers of the window are used is chosen on texts that were held out, by
+the error of attention's output and not by R2: R2 goes against what a map is good for, attention's output goes with it
+(KV Ridge, arXiv 2608.03893, section on R2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,12 @@ from unspoken.fusers.pair import Pair, Side
 from unspoken.fusers.rows import as_layers
 from unspoken.spec import RopeSpec
 from unspoken.transforms.rope import angles, rotation, turn
+
+FACTORS = (1.0, 1000.0)
+"""Penalties that are tried for each further layer, as multiples of the first one's."""
+
+Penalties = Sequence[tuple[int, float]]
+"""Layers of the sender, and how each one's weights are penalised."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class HeldOut:
 
 
 class Windows:
-    """The sums behind all maps of a pair, one regression for each of the receiver's layers.
+    """The sums behind all maps of a pair: of each sender layer with what stands beside it in a window, and no others.
+
+    Two layers that several windows share are correlated once.
 
     Args:
         pair: The two models.
@@ -83,33 +91,59 @@ class Windows:
 
     def __init__(self, pair: Pair, window: int) -> None:
         self._pair = pair
-        self._width = pair.sender.width // pair.sender.layers
-        made = pair.receiver.width // pair.receiver.layers
+        self._width, self._made = pair.sender.width // pair.sender.layers, pair.receiver.width // pair.receiver.layers
         self.candidates = depth_normalised(pair.receiver.layers, pair.sender.layers, window)
-        self._seen = [NormalEquations(self._width * window, made) for _ in self.candidates]
+        self._heard = {
+            source: [layer for layer, each in enumerate(self.candidates) if source in each]
+            for source in sorted({source for each in self.candidates for source in each})
+        }
+        # What two layers have in common is kept with the lower one.
+        self._beside = {
+            source: sorted({other for layer in heard for other in self.candidates[layer] if other > source})
+            for source, heard in self._heard.items()
+        }
+        self._seen = {
+            source: NormalEquations(
+                self._width, self._width * len(self._beside[source]) + self._made * len(self._heard[source])
+            )
+            for source in self._heard
+        }
 
     def add(self, sent: Float[Tensor, "columns sender"], own: Float[Tensor, "columns receiver"]) -> None:
         """Take in columns of one text as both models have read it; they need not be kept."""
-        targets = own.reshape(len(own), len(self._seen), -1).unbind(1)
-        for layers, seen, target in zip(self.candidates, self._seen, targets, strict=True):
-            seen.add(self.inputs(sent, layers), target)
+        layers = sent.reshape(len(sent), self._pair.sender.layers, self._width)
+        targets = own.reshape(len(own), self._pair.receiver.layers, self._made)
+        for source, seen in self._seen.items():
+            told = layers[:, self._beside[source]].flatten(1), targets[:, self._heard[source]].flatten(1)
+            seen.add(layers[:, source], torch.cat(told, dim=1))
 
     def inputs(self, sent: Float[Tensor, "columns sender"], layers: Sequence[int]) -> Float[Tensor, "columns inputs"]:
         """Return some layers of the sender's columns, in the order asked for."""
-        return sent.reshape(len(sent), -1, self._width)[:, list(layers)].flatten(1)
+        return sent.reshape(len(sent), self._pair.sender.layers, self._width)[:, list(layers)].flatten(1)
+
+    def moments(self) -> tuple[Moments, ...]:
+        """Return for each of the receiver's layers the correlations of its window, in the order of `candidates`.
+
+        Raises:
+            UsageError: If fewer than two columns were seen.
+        """
+        known = {source: seen.standardised() for source, seen in self._seen.items()}
+        return tuple(self._moments(known, layer) for layer in range(len(self.candidates)))
 
     def fitted(
         self, held: Sequence[HeldOut], rope: RopeSpec, sources: int, ridge: float = 0.03
     ) -> tuple[LayerMap, ...]:
         """Return the map of each of the receiver's layers, from the layers that serve attention best.
 
-        Layers are chosen one by one: the best alone, then the one that helps it most, and so on.
+        Layers are chosen one by one: the best alone, then the one that helps it most, and so on. Layers next to each
+        other say nearly the same, and what little a further one adds may be drowned by what its many weights learn by
+        heart. So each further one is tried with the same penalty and with one that holds it back (`FACTORS`).
 
         Args:
-            held: What they are judged by; not needed where a map takes its whole window.
+            held: What they are judged by. With none, maps take their whole window, all of it at one penalty.
             rope: How the receiver turns its keys.
             sources: Of one map.
-            ridge: Penalty, for inputs of variance one.
+            ridge: Penalty of the first layer, for inputs of variance one.
 
         Raises:
             UsageError: If there are fewer layers to choose from, or nothing to judge them by, or no columns were seen.
@@ -120,49 +154,82 @@ class Windows:
                 f"{sources} layers cannot be chosen of {window} by {len(held)} texts held out.",
                 "Choose 1 or more of the window, and hold a text out.",
             )
-        return tuple(self._fitted(layer, held, rope, sources, ridge) for layer in range(len(self.candidates)))
+        if not held:
+            return tuple(
+                self._solved(moments, candidates, [(each, ridge) for each in candidates])
+                for candidates, moments in zip(self.candidates, self.moments(), strict=True)
+            )
+        return tuple(
+            self._chosen(layer, moments, held, rope, sources, ridge) for layer, moments in enumerate(self.moments())
+        )
 
-    def _fitted(self, layer: int, held: Sequence[HeldOut], rope: RopeSpec, sources: int, ridge: float) -> LayerMap:
-        moments, candidates = self._seen[layer].standardised(), self.candidates[layer]
-        if sources == len(candidates):
-            return self._solved(moments, layer, candidates, ridge)
+    def _moments(self, known: Mapping[int, Moments], layer: int) -> Moments:
+        candidates = self.candidates[layer]
 
-        def error(chosen: tuple[int, ...]) -> tuple[float, LayerMap]:
-            made = self._solved(moments, layer, chosen, ridge)
-            columns = [made(self.inputs(each.rows, chosen)) for each in held]
-            return attention_error(columns, held, layer, self._pair.receiver, rope), made
+        def own(source: int) -> slice:
+            start = self._width * len(self._beside[source]) + self._made * self._heard[source].index(layer)
+            return slice(start, start + self._made)
 
-        best: LayerMap | None = None
-        while best is None or len(best.sources) < sources:
-            known = () if best is None else best.sources
-            tried = [error((*known, each)) for each in candidates if each not in known]
-            best = min(tried, key=lambda each: each[0])[1]
+        def block(row: int, column: int) -> Tensor:
+            if row == column:
+                return known[row].gram
+            low, high = sorted((row, column))
+            start = self._width * self._beside[low].index(high)
+            common = known[low].cross[:, start : start + self._width]
+            return common if row == low else common.T
+
+        any_one = candidates[0]
+        return Moments(
+            torch.cat([known[source].inputs_mean for source in candidates]),
+            torch.cat([known[source].inputs_scale for source in candidates]),
+            known[any_one].targets_mean[own(any_one)],
+            known[any_one].targets_scale[own(any_one)],
+            torch.cat([torch.cat([block(row, column) for column in candidates], dim=1) for row in candidates]),
+            torch.cat([known[source].cross[:, own(source)] for source in candidates]),
+        )
+
+    def _chosen(
+        self, layer: int, moments: Moments, held: Sequence[HeldOut], rope: RopeSpec, sources: int, ridge: float
+    ) -> LayerMap:
+        candidates = self.candidates[layer]
+
+        def judged(chosen: Penalties) -> tuple[float, Penalties, LayerMap]:
+            made = self._solved(moments, candidates, chosen)
+            columns = [made(self.inputs(each.rows, made.sources)) for each in held]
+            return attention_error(columns, held, layer, self._pair.receiver, rope), chosen, made
+
+        _, known, best = min((judged([(each, ridge)]) for each in candidates), key=lambda each: each[0])
+        while len(known) < sources:
+            free = [each for each in candidates if each not in best.sources]
+            tried = [judged([*known, (each, factor * ridge)]) for each in free for factor in FACTORS]
+            _, known, best = min(tried, key=lambda each: each[0])
         return best
 
-    def _solved(self, moments: Moments, layer: int, chosen: tuple[int, ...], ridge: float) -> LayerMap:
-        at = [self.candidates[layer].index(each) for each in chosen]
+    def _solved(self, moments: Moments, candidates: Sequence[int], chosen: Penalties) -> LayerMap:
+        at = [candidates.index(source) for source, _ in chosen]
         taken = torch.arange(len(moments.gram)).reshape(-1, self._width)[at].flatten()
-        matrix = solved(moments.gram[taken][:, taken], moments.cross[taken], ridge)
+        penalties = torch.tensor([penalty for _, penalty in chosen], dtype=torch.float64)
+        matrix = solved(moments.gram[taken][:, taken], moments.cross[taken], penalties.repeat_interleave(self._width))
         inputs = moments.inputs_mean[taken], moments.inputs_scale[taken]
-        return LayerMap(chosen, *inputs, moments.targets_mean, moments.targets_scale, matrix)
+        sources = tuple(source for source, _ in chosen)
+        return LayerMap(sources, *inputs, moments.targets_mean, moments.targets_scale, matrix)
 
 
 def solved(
-    gram: Float[Tensor, "inputs inputs"], cross: Float[Tensor, "inputs targets"], ridge: float
+    gram: Float[Tensor, "inputs inputs"], cross: Float[Tensor, "inputs targets"], penalties: Float[Tensor, " inputs"]
 ) -> Float[Tensor, "targets inputs"]:
     """Return the matrix of the ridge regression that some correlations belong to.
 
-    Source: Hoerl and Kennard, Technometrics 12 (1970). In float64: a small penalty leaves the correlations of
-    neighbouring layers close to singular.
+    Source: Hoerl and Kennard, Technometrics 12 (1970), with a penalty of its own for each input, as Tikhonov's method
+    has it. In float64: small penalties leave the correlations of neighbouring layers close to singular.
 
     Raises:
-        UsageError: If the penalty does not make up for inputs that depend on each other.
+        UsageError: If the penalties do not make up for inputs that depend on each other.
     """
-    penalised = gram.to(torch.float64) + ridge * torch.eye(len(gram), dtype=torch.float64)
-    factor, failed = torch.linalg.cholesky_ex(penalised)
+    factor, failed = torch.linalg.cholesky_ex(gram.to(torch.float64) + penalties.to(torch.float64).diag())
     if int(failed):
         raise UsageError(
-            f"A penalty of {ridge:g} is too small for these columns.", "Raise the ridge, or give more text."
+            f"A penalty of {float(penalties.min()):g} is too small for these columns.", "Raise it, or give more text."
         )
     return torch.cholesky_solve(cross.to(torch.float64), factor).T.to(torch.float32).contiguous()
 

@@ -25,7 +25,7 @@ from unspoken.train.lesson import Lesson
 from unspoken.train.store import AGENTS, Store, Watcher
 
 # Texts held out to choose layers by, and the last tokens of a question that look at one.
-JUDGES, PROBES = 16, 32
+JUDGES, PROBES = 8, 32
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -54,15 +54,14 @@ def solved(
 ) -> Ridge:
     """Return the closed-form fuser of some of the lessons.
 
-    Where a map may choose its layers, an eighth of these lessons, `JUDGES` at most, is held out to choose them by.
+    An eighth of these lessons, `JUDGES` at most, is held out to choose each map's layers and penalties by.
 
     Raises:
         UsageError: If there are too few lessons, or the receiver does not show its queries.
     """
     readers = [Agent(name, receiver) for name in AGENTS]
     seen, numbers = Windows(pair, training.window), spread(len(lessons), training.calibration)
-    judging = judges(numbers) if training.sources < training.window else set()
-    held = []
+    judging, held = judges(numbers), []
     for done, number in enumerate(numbers):
         watch("regression", done, len(numbers))
         reader, sent = readers[number % len(readers)], store.rows(number)
@@ -84,8 +83,8 @@ def judges(numbers: Sequence[int]) -> set[int]:
     """
     if len(numbers) < 2:
         raise UsageError(
-            f"Layers cannot be chosen with {len(numbers)} lessons: one has to be held out.",
-            "Give more lessons, or as many sources as the window has layers.",
+            f"A ridge fuser cannot be fitted to {len(numbers)} lessons: one has to be held out.",
+            "Give more lessons.",
         )
     return {numbers[at] for at in spread(len(numbers), max(1, min(JUDGES, len(numbers) // 8)))}
 
