@@ -58,7 +58,7 @@ def training(**changes: object) -> Training:
 def fitted(folder: Path, sender: Engine, receiver: Engine, **changes: object) -> Ridge:
     """A fuser of two models, fitted to the lessons."""
     pair = Pair.of(sender.spec, receiver.spec)
-    store = Store(folder, LESSONS, pair)
+    store = Store(folder, LESSONS, pair, "transformers")
     store.fill(sender, receiver, lambda *_: None)
     return solved(training(**changes), pair, LESSONS, store, receiver, lambda *_: None)
 

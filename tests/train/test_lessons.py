@@ -15,10 +15,10 @@ from unspoken.spec import ModelSpec
 from unspoken.train.choices import Choices as Reports
 from unspoken.train.config import Choices, Facts, Lists, Material, Texts, Training
 from unspoken.train.facts import GeneratedFacts
-from unspoken.train.lessons import lessons, reserved
+from unspoken.train.lessons import lessons
 from unspoken.train.lists import WordLists
 from unspoken.train.texts import Passages
-from unspoken.train.vocabulary import Vocabulary
+from unspoken.train.vocabulary import Vocabulary, reserved
 
 WORDS = ("amber", "candle", "gravity", "ribbon", "sugar", "harbour", "alice", "violin", "meadow", "copper")
 FREE = ("amber", "candle", "copper", "gravity", "meadow", "ribbon", "violin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -127,6 +128,15 @@ def test_the_answers_loss_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]]) + torch.tensor([[1.0, 2.0], [3.0, 3.0]]).log()
     # Probabilities 2/3 and 1/2 of what should be said.
     assert float(answer_loss(logits, exam)) == pytest.approx(-(torch.tensor([2 / 3, 1 / 2]).log()).mean().item())
+
+
+def test_answers_count_alike_however_long() -> None:
+    exam = made_exam(targets=[1, 0, 1, 1], first=[0, 3])
+    right = torch.tensor([0.5, 0.25, 0.5, 0.125])
+    logits = torch.stack((1 - right, right), dim=1)
+    logits[1] = logits[1].flip(0)
+    # Bits of the first answer: (1 + 2 + 1) / 3; of the second: 3.
+    assert float(answer_loss(logits.log(), exam)) == pytest.approx((4 / 3 + 3) / 2 * math.log(2))
 
 
 def test_the_guards_loss_by_hand() -> None:

@@ -30,7 +30,7 @@ def quiet(what: str, done: int, total: int) -> None:
 
 def filled(folder: Path, lessons: list[Lesson] = LESSONS, pair: Pair = PAIR) -> Store:
     """A store with all columns computed."""
-    store = Store(folder, lessons, pair)
+    store = Store(folder, lessons, pair, "transformers")
     store.fill(SENDER, RECEIVER, quiet)
     return store
 
@@ -67,7 +67,7 @@ def test_columns_are_the_senders_in_turn_by_its_agents(tmp_path: Path, reads: li
 
 def test_what_is_done_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    Store(tmp_path, LESSONS, PAIR).fill(SENDER, RECEIVER, lambda *each: told.append(each))
+    Store(tmp_path, LESSONS, PAIR, "transformers").fill(SENDER, RECEIVER, lambda *each: told.append(each))
     assert told == [("sender's columns", done, COUNT) for done in (0, SHARD, COUNT)]
 
 
@@ -127,7 +127,7 @@ def test_a_file_of_others_under_its_name_is_made_again(tmp_path: Path, reads: li
     (mine,) = tmp_path.iterdir()
     filled(tmp_path, [Lesson(f"{each.text} So it is.", each.asked) for each in LESSONS])
     (other,) = (each for each in tmp_path.iterdir() if each != mine)
-    expected = Store(tmp_path, LESSONS, PAIR).rows(0)
+    expected = Store(tmp_path, LESSONS, PAIR, "transformers").rows(0)
     (other / "000000.safetensors").replace(mine / "000000.safetensors")
     reads.clear()
     assert torch.equal(filled(tmp_path).rows(0), expected)
@@ -144,7 +144,7 @@ def test_columns_too_large_for_what_they_are_kept_as_are_refused(
 
 def test_what_cannot_be_read_or_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="Columns of lesson 3 cannot be read"):
-        Store(tmp_path, LESSONS, PAIR).rows(3)
+        Store(tmp_path, LESSONS, PAIR, "transformers").rows(3)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="Columns cannot be written"):
         filled(tmp_path / "file")

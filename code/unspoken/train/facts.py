@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from unspoken.train.lesson import Asked, Lesson
-from unspoken.train.vocabulary import Vocabulary
+from unspoken.train.vocabulary import Vocabulary, reserved
 
 
 class Relation(NamedTuple):
@@ -129,7 +129,7 @@ POOLS = {
 }  # fmt: skip
 ADJECTIVES = tuple(
     "ancient broken crooked distant empty famous golden haunted icy lonely narrow noisy painted round ruined sacred "
-    "second shining silver small sunken tall third twisted white wide windy forgotten mossy double floating "
+    "second shining silver small sunken tall third twisted tidy wide windy forgotten mossy double floating "
     "dusty marble open secret shallow steep winding".split()
 )
 THINGS = tuple(
@@ -163,7 +163,7 @@ class GeneratedFacts:
 
     def lesson(self, seed: int, number: int) -> Lesson:
         """Return one text and its questions, the same for the same seed and number."""
-        draw = random.Random(f"facts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
+        draw = random.Random(f"facts/2/{seed}/{self.facts}/{number}")  # noqa: S311 - reproducible, not secret
         things = self._things(draw)
         kinds = draw.sample(RELATIONS, self.facts // 2)
         sentences, asked = [], []
@@ -199,9 +199,12 @@ class GeneratedFacts:
 
 
 def invented(draw: random.Random) -> str:
-    """Return a name that nobody has."""
-    syllables = [draw.choice(ONSETS) + draw.choice(NUCLEI) for _ in range(draw.randrange(2, 4))]
-    return ("".join(syllables) + draw.choice(CODAS)).capitalize()
+    """Return a name that is made up, and is none of the task `private-facts`."""
+    name = ""
+    while not name or name in reserved():
+        syllables = [draw.choice(ONSETS) + draw.choice(NUCLEI) for _ in range(draw.randrange(2, 4))]
+        name = "".join(syllables) + draw.choice(CODAS)
+    return name.capitalize()
 
 
 def _said(form: str, thing: str, value: str) -> str:

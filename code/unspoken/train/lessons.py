@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 
 from unspoken.engines.protocol import Engine
 from unspoken.errors import UsageError
-from unspoken.lab.tasks import private_facts as published
 from unspoken.train import config
 from unspoken.train.choices import Choices
 from unspoken.train.config import Facts, Lists, Material, Texts, Training
@@ -16,7 +15,7 @@ from unspoken.train.facts import GeneratedFacts
 from unspoken.train.lesson import Lesson
 from unspoken.train.lists import WordLists
 from unspoken.train.texts import Passages
-from unspoken.train.vocabulary import Vocabulary
+from unspoken.train.vocabulary import Vocabulary, reserved
 
 
 @runtime_checkable
@@ -26,12 +25,6 @@ class Teacher(Protocol):
     def lesson(self, seed: int, number: int) -> Lesson:
         """Return a lesson, the same for the same seed and number."""
         ...
-
-
-def reserved() -> frozenset[str]:
-    """Return the words of the task `private-facts`, its places and its values: they are never drawn."""
-    values = {value.lower() for kind in published.KINDS for value in kind.values}
-    return frozenset(values | {*published.ADJECTIVES, *published.PLACES})
 
 
 def lessons(training: Training, receiver: Engine) -> tuple[Lesson, ...]:

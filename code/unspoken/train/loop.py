@@ -11,7 +11,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.errors import StorageError
+from unspoken.lab import record
 from unspoken.train.config import Training
 
 CHECKPOINT, LOSSES = "checkpoint.pt", "loss.jsonl"
@@ -42,20 +44,36 @@ class Progress:
     losses: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Course:
+    """What is taught, and how much of it at a time.
+
+    Attributes:
+        loss: Of one lesson.
+        lessons: How many there are.
+        at_once: Lessons of one step that are computed side by side, each by its share of torch's threads: faster than
+            one after the other by all of them. More than one only where the loss draws nothing from torch's generator,
+            which all threads share.
+        anneal: Is told each step's number before it is taken.
+    """
+
+    loss: Loss
+    lessons: int
+    at_once: int = 1
+    anneal: Callable[[int], None] = lambda step: None
+
+
 def train(
-    module: nn.Module, loss: Loss, lessons: int, training: Training, folder: Path, watch: Callable[[Progress], None],
-    anneal: Callable[[int], None] = lambda step: None,
-) -> None:  # fmt: skip
+    module: nn.Module, course: Course, training: Training, folder: Path, watch: Callable[[Progress], None]
+) -> None:
     """Train a fuser, or go on with it, until all steps are taken.
 
     Args:
         module: The fuser; only its own parameters change.
-        loss: Of one lesson.
-        lessons: How many there are.
+        course: What it is taught.
         training: How it is trained.
         folder: Where the checkpoint and the losses are kept.
         watch: Is told after each step.
-        anneal: Is told each step's number before it is taken.
 
     Raises:
         StorageError: If the folder cannot be written, or its checkpoint is of another training.
@@ -64,21 +82,21 @@ def train(
     optimiser = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=training.decay)
     start = resumed(module, optimiser, folder)
     module.train()
-    for step in range(start, training.steps):
-        torch.manual_seed(hash((training.seed, step)) % 2**31)
-        draw = random.Random(f"{training.seed}/{step}")  # noqa: S311 - reproducible, not secret
-        anneal(step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, training)
-        began, parts = time.perf_counter(), _step(loss, lessons, step, training, draw)
-        nn.utils.clip_grad_norm_(parameters, training.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        told = parts | {"seconds": time.perf_counter() - began}
-        _append(folder / LOSSES, {"step": step} | {name: round(value, 6) for name, value in told.items()})
-        if (step + 1) % training.checkpoint == 0 or step + 1 == training.steps:
-            keep(module, optimiser, step + 1, folder)
-        watch(Progress(step + 1, training.steps, parts))
+    threads = max(1, torch.get_num_threads() // course.at_once)
+    with ThreadPoolExecutor(course.at_once, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for step in range(start, training.steps):
+            torch.manual_seed(hash((training.seed, step)) % 2**31)
+            course.anneal(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, training)
+            began, parts = time.perf_counter(), _gradients(parameters, course, step, training, pool)
+            nn.utils.clip_grad_norm_(parameters, training.clip)
+            optimiser.step()
+            told = parts | {"seconds": time.perf_counter() - began}
+            _note(folder / LOSSES, {"step": step} | {name: round(value, 6) for name, value in told.items()})
+            if (step + 1) % training.checkpoint == 0 or step + 1 == training.steps:
+                keep(module, optimiser, step + 1, folder)
+            watch(Progress(step + 1, training.steps, parts))
     module.eval()
 
 
@@ -104,16 +122,23 @@ def keep(module: nn.Module, optimiser: torch.optim.Optimizer, step: int, folder:
     Raises:
         StorageError: If it cannot be written.
     """
-    aside = folder / f"{CHECKPOINT}.part"
+    write_state({"step": step, "module": module.state_dict(), "optimiser": optimiser.state_dict()}, folder / CHECKPOINT)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write tensors by name into a file: a kill leaves the old one or the new one.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    aside = path.with_name(f"{path.name}.part")
     try:
-        torch.save({"step": step, "module": module.state_dict(), "optimiser": optimiser.state_dict()}, aside)
+        torch.save(state, aside)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        aside.replace(folder / CHECKPOINT)
-    except OSError as error:
-        raise StorageError(
-            f"The checkpoint cannot be written to {folder}: {error.strerror}.", "Free some space."
-        ) from error
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full.
+        raise StorageError(f"{path} cannot be written: {_first_line(error)}.", "Free some space.") from error
 
 
 def resumed(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> int:
@@ -132,14 +157,13 @@ def resumed(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -
             step = int(found["step"])
         except Exception as error:  # Whatever a damaged file makes of itself; torch names no class for it.
             raise StorageError(
-                f"The checkpoint {path} cannot be used: {str(error).splitlines()[0]}.",
+                f"The checkpoint {path} cannot be used: {_first_line(error)}.",
                 "Delete it to train from the start.",
             ) from error
-    noted = losses(folder)
-    if any(each["step"] >= step for each in noted):
-        aside = folder / f"{LOSSES}.part"
-        aside.write_text("".join(json.dumps(each) + "\n" for each in noted if each["step"] < step), encoding="utf-8")
-        aside.replace(folder / LOSSES)
+    # Written anew even if no step is to be forgotten: its last line may be cut off.
+    noted = [json.dumps(each) + "\n" for each in losses(folder) if each["step"] < step]
+    with record.writable(folder):
+        record.write(folder / LOSSES, "".join(noted).encode())
     return step
 
 
@@ -152,17 +176,35 @@ def losses(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def _step(loss: Loss, lessons: int, step: int, training: Training, draw: random.Random) -> dict[str, float]:
+def _gradients(
+    parameters: Sequence[nn.Parameter], course: Course, step: int, training: Training, pool: Executor
+) -> dict[str, float]:
+    """Put the mean gradient of a step's lessons in place, and return the parts of the mean loss."""
+
+    def taught(turn: int) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
+        number = lesson_of(step * training.accumulate + turn, course.lessons, training.seed)
+        draw = random.Random(f"{training.seed}/{step}/{turn}")  # noqa: S311 - reproducible, not secret
+        parts = course.loss(number, draw)
+        gradients = torch.autograd.grad(sum(parts.values(), torch.zeros(())), parameters, allow_unused=True)
+        return {name: float(part.detach()) for name, part in parts.items()}, gradients
+
     total: dict[str, float] = {}
-    for turn in range(training.accumulate):
-        number = lesson_of(step * training.accumulate + turn, lessons, training.seed)
-        parts = loss(number, draw)
-        (sum(parts.values(), torch.zeros(())) / training.accumulate).backward()  # type: ignore[no-untyped-call]
+    for each in parameters:
+        each.grad = torch.zeros_like(each)
+    # Whichever lesson is done first, they are added up in the same order.
+    for parts, gradients in pool.map(taught, range(training.accumulate)):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad += gradient / training.accumulate
         for name, part in parts.items():
-            total[name] = total.get(name, 0.0) + float(part.detach()) / training.accumulate
+            total[name] = total.get(name, 0.0) + part / training.accumulate
     return total
 
 
-def _append(path: Path, noted: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+def _note(path: Path, noted: dict[str, Any]) -> None:
+    with record.writable(path.parent), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(noted) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -106,8 +106,10 @@ class Receiver:
 
 
 def answer_loss(logits: Float[Tensor, "kept vocab"], exam: Exam) -> Float[Tensor, ""]:
-    """Return the cross-entropy of the answers' tokens, in nats a token."""
-    return functional.cross_entropy(logits, exam.targets)
+    """Return the cross-entropy of the answers' tokens, in nats a token; each answer counts alike, however long."""
+    each = functional.cross_entropy(logits, exam.targets, reduction="none")
+    lengths = torch.diff(exam.first, append=torch.tensor([len(each)]))
+    return (each / lengths.repeat_interleave(lengths)).sum() / len(lengths)
 
 
 def guard_loss(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from torch import nn
 
 from unspoken.engines.protocol import Engine
 from unspoken.fusers.bottleneck import Bottleneck
@@ -19,7 +18,7 @@ from unspoken.spec import RopeSpec
 from unspoken.train.calibrate import calibrated, solved
 from unspoken.train.config import Training
 from unspoken.train.lesson import Lesson
-from unspoken.train.loop import Loss
+from unspoken.train.loop import Course, write_state
 from unspoken.train.store import Store, Watcher
 from unspoken.train.teaching import Enriching, Translating, receivers
 
@@ -54,17 +53,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Started:
-    """A fuser, and what teaches it.
+    """A fuser, and what it is taught.
 
     Attributes:
         fuser: The fuser.
-        loss: Of one lesson.
-        anneal: Is told each step's number before it is taken.
+        course: What it is taught; None if there is nothing to teach it.
     """
 
     fuser: Fuser
-    loss: Loss | None = None
-    anneal: Callable[[int], None] = lambda step: None
+    course: Course | None = None
 
 
 def bottleneck(ready: Ready) -> Started:
@@ -77,10 +74,11 @@ def bottleneck(ready: Ready) -> Started:
         fuser.load_state_dict(torch.load(kept, weights_only=True))
     else:
         fuser.start_from(calibrated(training, ready.pair, ready.lessons, ready.store, ready.receiver, ready.watch))
-        _keep(fuser, kept)
+        write_state(fuser.state_dict(), kept)
     if not training.steps:
         return Started(fuser)
-    return Started(fuser, Translating(fuser, training, ready.lessons, ready.store, receivers(ready.receiver)).loss)
+    teaching = Translating(fuser, training, ready.lessons, ready.store, receivers(ready.receiver))
+    return Started(fuser, Course(teaching.loss, len(ready.lessons), min(training.accumulate, torch.get_num_threads())))
 
 
 def ridge(ready: Ready) -> Started:
@@ -99,13 +97,10 @@ def c2c(ready: Ready) -> Started:
         anneal_steps=max(1, training.steps),
     )
     enriching = Enriching(fuser, training, ready.lessons, ready.store, receivers(ready.receiver))
-    return Started(fuser, enriching.loss, fuser.update_temperature)
+    if not training.steps:
+        return Started(fuser)
+    # One lesson at a time: dropout and gates draw from torch's generator.
+    return Started(fuser, Course(enriching.loss, len(ready.lessons), anneal=fuser.update_temperature))
 
 
 STARTS: dict[str, Callable[[Ready], Started]] = {"bottleneck": bottleneck, "ridge": ridge, "c2c": c2c}
-
-
-def _keep(module: nn.Module, path: Path) -> None:
-    aside = path.with_suffix(".part")
-    torch.save(module.state_dict(), aside)
-    aside.replace(path)

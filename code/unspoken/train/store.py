@@ -35,11 +35,12 @@ class Store:
         folder: Where they are kept, in a folder of their own; trainings with the same lessons and models share them.
         lessons: The lessons.
         pair: The two models.
+        engine: Registered name of the sender's; two engines need not agree to the last bit.
     """
 
-    def __init__(self, folder: Path, lessons: Sequence[Lesson], pair: Pair) -> None:
+    def __init__(self, folder: Path, lessons: Sequence[Lesson], pair: Pair, engine: str) -> None:
         self._lessons = lessons
-        told = "\0".join((pair.sender.weights, pair.receiver.tokenizer, *(each.text for each in lessons)))
+        told = "\0".join((engine, pair.sender.weights, pair.receiver.tokenizer, *(each.text for each in lessons)))
         self._of = fingerprint(told)
         self._folder = folder / self._of[:12]
 

@@ -93,14 +93,14 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
     pair, taught = Pair.of(sender.spec, receiver.spec), lessons(training, receiver)
     folder = _opened(training, results, pair, taught)
     began = time.perf_counter()
-    store = Store(folder.parent / COLUMNS, taught, pair)
+    store = Store(folder.parent / COLUMNS, taught, pair, training.sender_engine)
     store.fill(sender, receiver, watch.preparing)
     columns_seconds = time.perf_counter() - began
     ready = Ready(training, pair, sender.spec.rope, taught, store, receiver, folder, watch.preparing)
     started = STARTS[training.kind](ready)
     fuser = started.fuser
-    if training.steps and started.loss is not None:
-        train(fuser, started.loss, len(taught), training, folder, watch.training, started.anneal)
+    if started.course is not None:
+        train(fuser, started.course, training, folder, watch.training)
     metrics = measured(folder, fuser, training, len(taught), columns_seconds)
     target = shelf / training.name
     with record.writable(target):

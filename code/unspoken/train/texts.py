@@ -74,10 +74,10 @@ class Passages:
 
 
 def _lines(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # Not at U+2028 and its like, which may stand in a string.
         try:
             found = json.loads(line) if line.strip() else {"text": ""}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # Of what is no JSON, and of endless numbers and brackets.
             raise UsageError(f"Line {number} of {path} is not JSON.", "Give one JSON object a line.") from error
         if not isinstance(found, dict) or not isinstance(found.get("text"), str):
             raise UsageError(f"Line {number} of {path} has no field 'text'.", 'Write {"text": "..."} on each line.')

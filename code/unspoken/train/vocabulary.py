@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+from unspoken.lab.tasks import private_facts as published
 
 SHORTEST, LONGEST = 4, 9
 
@@ -32,3 +35,10 @@ class Vocabulary:
         return Vocabulary(
             tuple(sorted({each for each in words if each.isascii() and each.islower() and each.isalpha()} - without))
         )
+
+
+@cache
+def reserved() -> frozenset[str]:
+    """Return the words of the task `private-facts`, its places and its values, in small letters: never drawn."""
+    values = {value.lower() for kind in published.KINDS for value in kind.values}
+    return frozenset(values | {*published.ADJECTIVES, *published.PLACES})
