@@ -134,19 +134,27 @@ def test_the_same_seed_and_number_give_the_same_lesson(facts: int) -> None:
 
 def test_a_lesson_does_not_change() -> None:
     # Source of the oracle: the lesson as it was when the published fusers were trained.
-    lesson = GeneratedFacts(Vocabulary(("amber", "candle", "gravity", "ribbon"))).lesson(7, 3)
+    lesson = GeneratedFacts(Vocabulary(("amber", "candle", "gravity", "ribbon"))).lesson(7, 39)
     assert lesson.text == (
-        "From the broken barn one can see Geneva. People know the tall clinic for its candle. The lonely tavern lies "
-        "near Hamburg. To enter the sacred post, say Masta. The marble fountain is famous for its ribbon. The password "
-        "of the small camp is Hemu."
+        "A gravity was found in the round balcony. A fire destroyed the golden fountain in 1165. A fire "
+        "destroyed the mossy studio in 1932. In the painted cemetery they found a gravity. A doctor designed "
+        "the forgotten monastery. The shallow airport was designed by a soldier."
     )
     assert [(each.question, each.stem, each.answer) for each in lesson.asked] == [
-        ("What does the broken barn lie near?", "The broken barn lies near", "Geneva"),
-        ("What is the password of the small camp?", "The password of the small camp is", "Hemu"),
-        ("For what do people know the tall clinic?", "The tall clinic is famous for its", "candle"),
-        ("What does the lonely tavern lie near?", "The lonely tavern lies near", "Hamburg"),
-        ("Which password opens the sacred post?", "The password of the sacred post is", "Masta"),
-        ("What is the marble fountain famous for?", "The marble fountain is famous for its", "ribbon"),
+        ("What did they find in the painted cemetery?", "It was a", "gravity"),
+        ("When did the mossy studio burn down?", "The mossy studio burned down in", "1932"),
+        (
+            "What was the trade of the designer of the forgotten monastery?",
+            "The forgotten monastery was designed by a",
+            "doctor",
+        ),
+        ("What did they find in the round balcony?", "It was a", "gravity"),
+        ("When did the golden fountain burn down?", "The golden fountain burned down in", "1165"),
+        (
+            "What was the trade of the designer of the shallow airport?",
+            "The shallow airport was designed by a",
+            "soldier",
+        ),
     ]
 
 
