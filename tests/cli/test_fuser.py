@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from unspoken.cli.fuser import bars
 
 from .program import Program, clear
 
@@ -78,6 +81,8 @@ def test_trained_and_shown(unspoken: Program, models: Path, tmp_path: Path, monk
     config = written(tmp_path, models, steps=2)
     done = unspoken("fuser", "train", config, *places(tmp_path))
     assert done.code == 0, done.err
+    assert "sender's columns: 6 of 6\n" in done.err
+    assert re.search(r"^steps: 2 of 2 \((answer|guard) \d+\.\d\d\)$", done.err, re.MULTILINE)
     fuser, run, *rest = done.out.splitlines()
     assert fuser == f"Fuser: {tmp_path / 'models' / 'tiny'}"
     assert run.startswith(f"Run: {tmp_path / 'results' / 'fusers'}")
@@ -103,6 +108,13 @@ def test_trained_and_shown(unspoken: Program, models: Path, tmp_path: Path, monk
     assert f"sender weights             {told['fingerprints']['sender']['weights']}" in shown.out
     assert f"bytes on disk              {size / 1000:.1f} kB" in shown.out
     assert "bytes per column           28 B" in shown.out
+
+
+def test_on_a_terminal_there_are_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with bars() as show:
+        show("steps", 1, 4)
+        show("steps", 4, 4, " (answer 0.50)")
+    assert re.search(r"steps \(answer 0\.50\) .*4/4", capsys.readouterr().err)
 
 
 def test_the_same_as_json(unspoken: Program, models: Path, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from unspoken.cli.prove import results_option
 
 if TYPE_CHECKING:
     from unspoken.train.study import Watchers
+
+
+LINES = 50
+Show = Callable[..., None]
 
 
 @click.group()
@@ -107,25 +112,38 @@ def evaluate(name: str, texts: Path, passages: int, columns: int, results: Path,
 
 @contextmanager
 def watchers() -> Iterator[Watchers]:
-    """Show progress bars with the time that is left: one for each thing that is prepared, and one for the steps."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
+    """Show how far a training is: bars with the time left on a terminal, a line now and then anywhere else."""
     from unspoken.train import loop
     from unspoken.train.study import Watchers
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        known: dict[str, TaskID] = {}
-
-        def preparing(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bars.add_task(what, total=total)
-            bars.update(known[what], completed=done)
+    with bars() if sys.stderr.isatty() else nullcontext(lined) as show:
 
         def training(at: loop.Progress) -> None:
-            told = ", ".join(f"{name} {value:.2f}" for name, value in at.losses.items())
-            preparing("steps", at.step, at.steps)
-            bars.update(known["steps"], description=f"steps ({told})")
+            losses = ", ".join(f"{name} {value:.2f}" for name, value in at.losses.items())
+            show("steps", at.step, at.steps, f" ({losses})")
 
-        yield Watchers(preparing, training)
+        yield Watchers(show, training)
+
+
+@contextmanager
+def bars() -> Iterator[Show]:
+    """Show a bar for each thing that is told of."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        known: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int, more: str = "") -> None:
+            if what not in known:
+                known[what] = progress.add_task(what, total=total)
+            progress.update(known[what], completed=done, description=what + more)
+
+        yield show
+
+
+def lined(what: str, done: int, total: int, more: str = "") -> None:
+    """Print a line at each fiftieth of what is told of."""
+    if done * LINES // total > (done - 1) * LINES // total:
+        click.echo(f"{what}: {done} of {total}{more}", err=True)
