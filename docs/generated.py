@@ -18,7 +18,7 @@ FRONTIER = ROOT / "docs" / "figures" / "frontier.svg"
 
 
 def newest(
-    experiment: str, *, full: bool = False, engine: str = "transformers", **fields: Any
+    experiment: str, *, full: bool = False, engine: str | None = "transformers", **fields: Any
 ) -> tuple[Path, dict[str, Any]]:
     """Return the folder and metrics of the newest committed run of an experiment with an engine."""
     runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
@@ -268,6 +268,36 @@ def phase_three_runs() -> str:
     benches = sorted((ROOT / "results" / "bench-codecs").glob("*/metrics.json"))
     links = ", ".join(link(path.parent) for path in benches)
     return "\n".join([*lines, f"- `unspoken bench codecs`: {links or 'not yet'}"])
+
+
+def crossmodel_table(cells: str = "") -> str:
+    """Return what understanding handed over between two models is worth, a table for each cell of the newest run."""
+    return _by_cell("crossmodel", _costs, cells)
+
+
+def fusers_table() -> str:
+    """Return the fusers below models/: how big they are, how they were trained, how well they stand in for reading."""
+    lines = [
+        "| fuser | kind | million numbers | MB | minutes to train | says what it would have said had it read, % of "
+        "tokens (another text's columns; none) | fusing in shares of reading | runs |",
+        f"|---|---|{'---:|' * 5}---|",
+    ]
+    for path in sorted((ROOT / "models").glob("*/training.yaml")):
+        name, bytes_kept = path.parent.name, (path.parent / "model.safetensors").stat().st_size
+        run, metrics = newest("fusers", engine=None, name=name)
+        shown = [f"`{name}`", metrics["kind"], f"{metrics['parameters'] / 1e6:.1f}", f"{bytes_kept / 1e6:.1f}"]
+        shown.append(f"{sum(metrics['seconds'].values()) / 60:.0f}")
+        runs, measured = [link(run)], sorted((ROOT / "results" / "fuser-eval").glob("*/metrics.json"))
+        evals = [(each.parent, json.loads(each.read_text(encoding="utf-8"))) for each in measured]
+        if found := [each for each in evals if each[1]["fuser"] == name]:
+            folder, of = found[-1]
+            shares = [100 * of[f"top1_agreement{end}"] for end in ("", "_control", "_none")]
+            shown += [f"{shares[0]:.1f} ({shares[1]:.1f}; {shares[2]:.1f})", f"{of['fuse_to_prefill']:.2f}"]
+            runs.append(link(folder))
+        else:
+            shown += ["-", "-"]
+        lines.append(f"| {' | '.join([*shown, ', '.join(runs)])} |")
+    return "\n".join(lines)
 
 
 def identity_table() -> str:

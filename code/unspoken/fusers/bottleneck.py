@@ -10,25 +10,23 @@ which squeezes a cache through a narrow code; the network and its sizes are ours
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from unspoken.errors import UsageError
-from unspoken.fusers import folder
+from unspoken.fusers.kept import Kept
 from unspoken.fusers.lowrank import LowRank
 from unspoken.fusers.pair import Pair
 
 MOST_BLOCKS = 100
 
 
-class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-cache", "fuser"]):
+class Bottleneck(nn.Module, Kept):
     """A translator of at most some million weights.
 
     Args:
@@ -118,34 +116,3 @@ class Bottleneck(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=
     def forward(self, rows: Float[Tensor, "columns sender"]) -> Float[Tensor, "columns receiver"]:
         """Return the receiver's columns for the sender's."""
         return self.decode(self.encode(rows))
-
-    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
-        """Write the fuser into a folder, as the hub's mixin does; until all of it is there, it holds no fuser.
-
-        Args:
-            save_directory: The folder.
-            hub: See `PyTorchModelHubMixin.save_pretrained`.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
-        with folder.writable(Path(save_directory)):
-            return super().save_pretrained(save_directory, **hub)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        folder.write(self, self._config, save_directory)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Bottleneck:
-        """Return the fuser of a folder, or of a repository on the hub.
-
-        Args:
-            pretrained_model_name_or_path: Either.
-            hub: Options of the hub, see `unspoken.fusers.folder.HUB`.
-
-        Raises:
-            StorageError: If there is none, or its files cannot be read.
-            UsageError: If they are no sound fuser of this kind.
-        """
-        fuser: Bottleneck = folder.built(cls, str(pretrained_model_name_or_path), hub)
-        return fuser

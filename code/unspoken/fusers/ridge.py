@@ -14,23 +14,21 @@ What travels is each chosen layer of the sender once, standardised, so that roun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from unspoken.errors import UsageError
-from unspoken.fusers import folder
+from unspoken.fusers.kept import Kept
 from unspoken.fusers.pair import Pair
 from unspoken.fusers.ridge_fit import LayerMap
 
 
-class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-cache", "fuser"]):
+class Ridge(nn.Module, Kept):
     """A translator that nothing was trained for: it is solved for.
 
     Args:
@@ -111,37 +109,6 @@ class Ridge(nn.Module, PyTorchModelHubMixin, library_name="unspoken", tags=["kv-
             scale[at] = each.inputs_scale.reshape(-1, self._width)
         self.receiver_mean.copy_(torch.cat([each.targets_mean for each in maps]))
         self.receiver_scale.copy_(torch.cat([each.targets_scale for each in maps]))
-
-    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
-        """Write the fuser into a folder, as the hub's mixin does; until all of it is there, it holds no fuser.
-
-        Args:
-            save_directory: The folder.
-            hub: See `PyTorchModelHubMixin.save_pretrained`.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
-        with folder.writable(Path(save_directory)):
-            return super().save_pretrained(save_directory, **hub)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        folder.write(self, self._config, save_directory)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Ridge:
-        """Return the fuser of a folder, or of a repository on the hub.
-
-        Args:
-            pretrained_model_name_or_path: Either.
-            hub: Options of the hub, see `unspoken.fusers.folder.HUB`.
-
-        Raises:
-            StorageError: If there is none, or its files cannot be read.
-            UsageError: If they are no sound fuser of this kind.
-        """
-        fuser: Ridge = folder.built(cls, str(pretrained_model_name_or_path), hub)
-        return fuser
 
 
 def _require_sources(sources: Sequence[Sequence[int]], pair: Pair) -> None:

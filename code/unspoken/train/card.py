@@ -16,7 +16,7 @@ SMOOTHED_OVER = 50
 def card(training: Training, pair: Pair, metrics: dict[str, Any], run: Path) -> str:
     """Return a fuser's README."""
     losses = ", ".join(f"{name} {value:.3f}" for name, value in metrics["last_losses"].items()) or "none: closed form"
-    minutes = sum(metrics["seconds"].values()) / 60
+    times = ", ".join(f"{what} {seconds / 60:.1f}" for what, seconds in metrics["seconds"].items())
     return f"""---
 library_name: unspoken
 license: apache-2.0
@@ -33,7 +33,7 @@ receiver answers about a text that only the sender has read.
 | numbers kept | {metrics["parameters"]:,} ({metrics["trained_parameters"]:,} trained) |
 | lessons, steps | {metrics["lessons"]:,}, {metrics["steps"]:,} |
 | loss at the end | {losses} |
-| time to train | {minutes:.0f} minutes |
+| minutes to train | {times} |
 | run | `{run.parent.name}/{run.name}` |
 | sender's weights | `{pair.sender.weights}` |
 | receiver's weights | `{pair.receiver.weights}` |

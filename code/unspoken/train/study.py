@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from unspoken.train.starts import STARTS, Fuser, Ready
 from unspoken.train.store import Store, Watcher
 
 EXPERIMENT = "fusers"
-COLUMNS = "columns"
+COLUMNS, TIMES = "columns", "times.txt"
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,16 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
     sender, receiver = open_pair(training)
     pair, taught = Pair.of(sender.spec, receiver.spec), lessons(training, receiver)
     folder = _opened(training, results, pair, taught)
-    began = time.perf_counter()
     store = Store(folder.parent / COLUMNS, taught, pair, training.sender_engine)
-    store.fill(sender, receiver, watch.preparing)
-    columns_seconds = time.perf_counter() - began
+    with _timed(folder, "columns"):
+        store.fill(sender, receiver, watch.preparing)
     ready = Ready(training, pair, sender.spec.rope, taught, store, receiver, folder, watch.preparing)
-    started = STARTS[training.kind](ready)
+    with _timed(folder, "start"):
+        started = STARTS[training.kind](ready)
     fuser = started.fuser
     if started.course is not None:
         train(fuser, started.course, training, folder, watch.training)
-    metrics = measured(folder, fuser, training, len(taught), columns_seconds)
+    metrics = measured(folder, fuser, training, len(taught))
     target = shelf / training.name
     with record.writable(target):
         fuser.save_pretrained(target)
@@ -114,9 +115,13 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
     return Trained(folder, target, metrics)
 
 
-def measured(folder: Path, fuser: Fuser, training: Training, taught: int, columns_seconds: float) -> dict[str, Any]:
-    """Return what is to be said about a training."""
-    noted = losses(folder)
+def measured(folder: Path, fuser: Fuser, training: Training, taught: int) -> dict[str, Any]:
+    """Return what is to be said about a training; its time is that of all starts, should it have been killed."""
+    noted, timed = losses(folder), (folder / TIMES).read_text(encoding="utf-8").splitlines()
+    seconds = {"columns": 0.0, "start": 0.0, "steps": sum(each["seconds"] for each in noted)}
+    for line in timed:
+        what, took = line.split()
+        seconds[what] += float(took)
     last = noted[-100:]
     parts = sorted({name for each in last for name in each} - {"step", "seconds"})
     means = {name: [each[name] for each in last if name in each] for name in parts}
@@ -128,9 +133,20 @@ def measured(folder: Path, fuser: Fuser, training: Training, taught: int, column
         "trained_parameters": sum(each.numel() for each in fuser.parameters()),
         "lessons": taught,
         "steps": len(noted),
-        "seconds": {"columns": columns_seconds, "steps": sum(each["seconds"] for each in noted)},
+        "seconds": seconds,
         "last_losses": {name: sum(values) / len(values) for name, values in means.items()},
     }
+
+
+@contextmanager
+def _timed(folder: Path, what: str) -> Iterator[None]:
+    """Note how long something took, even if it is broken off; only a kill leaves nothing."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        with record.writable(folder), (folder / TIMES).open("a", encoding="utf-8") as file:
+            file.write(f"{what} {time.perf_counter() - began:.3f}\n")
 
 
 def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Lesson]) -> Path:
