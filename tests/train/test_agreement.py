@@ -168,7 +168,7 @@ def test_what_is_held_out_is_the_text_as_the_receiver_holds_it(tiny_engine: Engi
     ("changes", "said"),
     [
         ({"steps": 10}, "10 steps"),
-        ({"ridge": 0.0}, "penalty of 0"),
+        ({"ridge": 0.0}, "ridge 0.0"),
         ({"sources": 3}, "window is 2, expected 3"),
         ({"sources": 0}, "sources is 0, expected 1"),
     ],

@@ -83,6 +83,9 @@ def test_the_published_configurations_are_valid(path: Path) -> None:
         ("seed: -1", "`int` >= 0"),
         ("seed: 9223372036854775808", "seed"),
         ("kind: ridge", "2000 steps"),
+        ("kind: c2c\nwidth: 0", "its width is 0"),
+        ("kind: c2c\nguard: 0.1", "a guard of 0.1"),
+        ("kind: c2c\nattention: 1", "an attention loss of 1"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, line: str, message: str) -> None:

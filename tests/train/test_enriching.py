@@ -30,7 +30,7 @@ from unspoken.train.lesson import Asked, Lesson
 from unspoken.train.loop import Course, Progress, losses, train
 from unspoken.train.receiver import Receiver
 from unspoken.train.store import AGENTS, Store
-from unspoken.train.teaching import Enriching, receivers
+from unspoken.train.teaching import Enriching, Teaching, receivers
 
 LESSONS = (
     Lesson("Anna runs the mill.", (Asked("Who runs it?", "Anna", "It is"), Asked("What is run?", "the old mill"))),
@@ -117,7 +117,7 @@ def test_the_loss_is_the_answers_cross_entropy_on_the_columns_as_fused_in_use(
     reader: TransformersEngine, answerer: TransformersEngine, store: Store, agent: str, logit: float
 ) -> None:
     fuser = gated(drawn(reader, answerer), logit)
-    teaching = Enriching(fuser, planned(), LESSONS, store, (Receiver(agent, answerer),))
+    teaching = Enriching(fuser, Teaching(planned(), LESSONS, store, (Receiver(agent, answerer),)))
     vera = Agent(agent, answerer)
     for number, lesson in enumerate(LESSONS):
         parts = teaching.loss(number, random.Random(0))
@@ -136,8 +136,8 @@ def test_questions_and_receivers_are_drawn(
     reader: TransformersEngine, answerer: TransformersEngine, store: Store
 ) -> None:
     fuser = gated(drawn(reader, answerer), 1.0)
-    teaching = Enriching(fuser, planned(questions=1), LESSONS, store, receivers(answerer))
-    assert [each.agent.name for each in teaching.receivers] == list(AGENTS)
+    teaching = Enriching(fuser, Teaching(planned(questions=1), LESSONS, store, receivers(answerer)))
+    assert [each.agent.name for each in teaching.teaching.receivers] == list(AGENTS)
     possible = {}
     for name in AGENTS:
         past = fused(fuser, reader, Agent(name, answerer), LESSONS[2].text, AGENTS[2])
@@ -155,7 +155,7 @@ def test_gradients_reach_the_fuser_alone(
     reader: TransformersEngine, answerer: TransformersEngine, store: Store
 ) -> None:
     fuser = drawn(reader, answerer).train()
-    teaching = Enriching(fuser, planned(), LESSONS, store, receivers(answerer))
+    teaching = Enriching(fuser, Teaching(planned(), LESSONS, store, receivers(answerer)))
     teaching.loss(0, random.Random(0))["answer"].backward()
     for name, parameter in fuser.named_parameters():
         assert parameter.grad is not None, name
@@ -169,7 +169,7 @@ def test_in_training_noise_and_dropout_are_the_loss_of_the_fuser_as_it_draws_the
 ) -> None:
     fuser = gated(drawn(reader, answerer, dropout=0.3), 0.0).train()
     vera = Agent("vera", answerer)
-    teaching = Enriching(fuser, planned(), LESSONS, store, (Receiver("vera", answerer),))
+    teaching = Enriching(fuser, Teaching(planned(), LESSONS, store, (Receiver("vera", answerer),)))
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -183,7 +183,7 @@ def test_in_training_noise_and_dropout_are_the_loss_of_the_fuser_as_it_draws_the
 
 def course(fuser: C2C, training: Training, store: Store, answerer: TransformersEngine) -> Course:
     """Lessons for a fuser, one at a time, its gates annealed."""
-    teaching = Enriching(fuser, training, LESSONS, store, receivers(answerer))
+    teaching = Enriching(fuser, Teaching(training, LESSONS, store, receivers(answerer)))
     return Course(teaching.loss, len(LESSONS), anneal=fuser.update_temperature)
 
 
@@ -263,7 +263,7 @@ def test_the_channel_hands_over_what_it_was_taught_on(
 ) -> None:
     fuser, vera = load_fuser(str(kept)), Agent("vera", answerer)
     assert isinstance(fuser, C2C)
-    teaching = Enriching(fuser, planned(), LESSONS, store, (Receiver("vera", answerer),))
+    teaching = Enriching(fuser, Teaching(planned(), LESSONS, store, (Receiver("vera", answerer),)))
     for number, lesson in enumerate(LESSONS):
         delivery = delivered(f"fused:{kept}+float16", Agent(AGENTS[number], reader), vera, lesson.text)
         assert delivery.past is not None

@@ -22,7 +22,7 @@ from unspoken.train import starts, study
 from unspoken.train.card import curve
 from unspoken.train.config import Choices, Texts, Training
 from unspoken.train.loop import CHECKPOINT, Progress, losses
-from unspoken.train.study import Trained, Watchers, open_pair, run_training
+from unspoken.train.study import Trained, Watchers, measured, open_pair, run_training
 
 TEXT = (
     "The harbour of Old Marle was built in 1784 by two brothers. Its walls are of grey stone, and they have never "
@@ -94,6 +94,12 @@ def test_a_training_leaves_a_fuser_and_a_run(
     assert metrics == done.metrics
     assert (metrics["experiment"], metrics["name"], metrics["kind"]) == ("fusers", "tiny", "bottleneck")
     assert (metrics["lessons"], metrics["steps"]) == (7, 6)
+    assert metrics["seconds"].keys() == {"columns", "start", "steps"}
+    # Every start adds its time, and both are in the file.
+    (done.run / "times.txt").write_text("columns 1.5\nstart 2.25\ncolumns 0.5\nstart 0.125\n")
+    assert measured(done.run, Bottleneck.from_pretrained(done.fuser), training, 7)["seconds"] == {
+        "columns": 2.0, "start": 2.375, "steps": metrics["seconds"]["steps"]
+    }  # fmt: skip
     assert {"answer", "attention", "guard"} == metrics["last_losses"].keys()
     for part, mean in metrics["last_losses"].items():
         values = [each[part] for each in losses(done.run) if part in each]
@@ -166,7 +172,7 @@ def test_no_steps_leave_the_regression_as_it_is(
     plain, begun = (trained(planned(steps=0, width=width, rank=40, name=f"w{width}"), tmp_path) for width in (0, 8))
     assert plain.metrics["last_losses"] == {}
     assert (plain.metrics["steps"], plain.metrics["trained_parameters"]) == (0, 0)
-    assert "none: closed form" in (plain.fuser / "README.md").read_text()
+    assert "none: no steps" in (plain.fuser / "README.md").read_text()
     reader, answerer = (load_model(str(folder)) for folder in tiny_folders)
     rows = sent_rows(Agent("lyra", reader).read(TEXT), answerer)
     fusers = [Bottleneck.from_pretrained(each.fuser) for each in (plain, begun)]

@@ -28,6 +28,7 @@ from unspoken.train.loop import Progress
 from unspoken.train.starts import Ready, Started
 from unspoken.train.store import Store
 from unspoken.train.study import Watchers, run_training
+from unspoken.train.teaching import Teaching, receivers
 
 LESSONS = (Lesson("Anna runs the mill.", (Asked("Who?", "Anna"),)), Lesson("Bob left.", (Asked("Who?", "Bob"),)))
 
@@ -128,12 +129,18 @@ def test_its_course_is_one_lesson_at_a_time_and_its_gates_harden_with_the_steps(
     assert parts["answer"].requires_grad
 
 
-def test_no_steps_are_no_course_and_no_width_is_no_fuser(begun: Callable[..., Started]) -> None:
+def test_no_steps_are_no_course(begun: Callable[..., Started]) -> None:
     started = begun(steps=0)
     assert started.course is None
     assert same(state(started), state(begun(steps=4)))
-    with pytest.raises(UsageError, match="C2C fusers of width 0"):
-        begun(width=0)
+
+
+def test_a_guard_needs_another_lesson(tmp_path: Path, pair: tuple[Engine, Engine]) -> None:
+    training = planned(kind="bottleneck", guard=0.5)
+    store = Store(tmp_path, LESSONS, Pair.of(pair[0].spec, pair[1].spec), "transformers")
+    assert Teaching(training, LESSONS, store, receivers(pair[1])).other(0, random.Random(0)) == 1
+    with pytest.raises(UsageError, match="there is but one"):
+        Teaching(training, LESSONS[:1], store, receivers(pair[1]))
 
 
 def test_a_whole_training_killed_and_begun_again_leaves_the_same_fuser(

@@ -11,11 +11,22 @@ from unspoken.fusers.pair import Pair
 from unspoken.train.config import Training
 
 SMOOTHED_OVER = 50
+TRANSLATES = (
+    "It makes columns of {receiver} from those of {sender},\nso that the receiver answers about a text that only the "
+    "sender has read."
+)
+PURPOSES = {
+    "ridge": TRANSLATES,
+    "bottleneck": TRANSLATES,
+    "c2c": "Both models read a text, and it adds to the columns of {receiver}\nwhat those of {sender} hold.",
+}
+"""What a fuser of each kind does."""
 
 
 def card(training: Training, pair: Pair, metrics: dict[str, Any], run: Path) -> str:
     """Return a fuser's README."""
-    losses = ", ".join(f"{name} {value:.3f}" for name, value in metrics["last_losses"].items()) or "none: closed form"
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in metrics["last_losses"].items()) or "none: no steps"
+    purpose = PURPOSES[training.kind].format(sender=f"**{pair.sender.name}**", receiver=f"**{pair.receiver.name}**")
     times = ", ".join(f"{what} {seconds / 60:.1f}" for what, seconds in metrics["seconds"].items())
     return f"""---
 library_name: unspoken
@@ -24,8 +35,7 @@ tags: [kv-cache, fuser, {training.kind}]
 ---
 # {training.name}
 
-A fuser of `unspoken`: it makes columns of **{pair.receiver.name}** from those of **{pair.sender.name}**, so that the
-receiver answers about a text that only the sender has read.
+A fuser of `unspoken`. {purpose}
 
 | | |
 |---|---|

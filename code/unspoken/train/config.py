@@ -129,6 +129,13 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(
                 f"The fuser's name '{self.name}' cannot be a folder's.", "Use small letters, digits, hyphens."
             )
+        if not self.material:
+            raise UsageError("The training names no material.", "Add facts, lists or texts, see experiments/fusers/.")
+        self._require_numbers()
+        if unfit := self._unfit():
+            raise UsageError(f"The training of a {self.kind} fuser cannot be: {unfit[0]}.", f"Write {unfit[1]}.")
+
+    def _require_numbers(self) -> None:
         least = {"calibration": 1, "steps": 0, "questions": 1, "accumulate": 1, "warmup": 0, "checkpoint": 1}
         least |= {"rank": 1, "width": 0, "blocks": 0, "sender_noise": 0, "decay": 0, "attention": 0}
         least |= {"sources": 1, "window": self.sources}
@@ -137,22 +144,27 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UsageError(
                     f"The training's {field} is {getattr(self, field)}, expected {bound} or more.", "Change it."
                 )
-        if self.kind == "ridge" and (self.steps or not self.ridge > 0):
-            raise UsageError(
-                f"A ridge fuser is solved for, and {self.steps} steps with a penalty of {self.ridge:g} were asked for.",
-                "Write steps: 0 and a ridge above 0.",
-            )
-        if not self.material:
-            raise UsageError("The training names no material.", "Add facts, lists or texts, see experiments/fusers/.")
         if not 0 <= self.guard < 1 or not all(0 < each < math.inf for each in (self.rate, self.clip, self.ridge)):
             raise UsageError(
                 f"The training's guard is {self.guard}, its rate {self.rate}, clip {self.clip} and ridge {self.ridge}.",
                 "Give a share below 1 for the guard, and the others above 0.",
             )
+
+    def _unfit(self) -> tuple[str, str] | None:
+        """Return what a fuser of this kind cannot be trained with, and what to write instead."""
+        if self.kind == "ridge" and self.steps:
+            return f"it is solved for, and {self.steps} steps were asked for", "steps: 0"
         if self.kind == "bottleneck" and self.steps and not self.width:
-            raise UsageError(
-                f"A bottleneck of width 0 has nothing to train in {self.steps} steps.", "Write steps: 0, or a width."
+            return f"of width 0, it has nothing to train in {self.steps} steps", "steps: 0, or a width"
+        if self.kind == "c2c" and not self.width:
+            return "its width is 0", "a width of 1 or more"
+        if self.kind == "c2c" and (self.guard or self.attention):
+            return (
+                f"a guard of {self.guard} and an attention loss of {self.attention} are for fusers of texts that the "
+                "receiver does not see",
+                "neither",
             )
+        return None
 
 
 def load_training(path: Path) -> Training:

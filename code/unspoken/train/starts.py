@@ -20,7 +20,7 @@ from unspoken.train.config import Training
 from unspoken.train.lesson import Lesson
 from unspoken.train.loop import Course, write_state
 from unspoken.train.store import Store, Watcher
-from unspoken.train.teaching import Enriching, Translating, receivers
+from unspoken.train.teaching import Enriching, Teaching, Translating, receivers
 
 START = "start.pt"
 Fuser = Bottleneck | Ridge | C2C
@@ -77,8 +77,8 @@ def bottleneck(ready: Ready) -> Started:
         write_state(fuser.state_dict(), kept)
     if not training.steps:
         return Started(fuser)
-    teaching = Translating(fuser, training, ready.lessons, ready.store, receivers(ready.receiver))
-    return Started(fuser, Course(teaching.loss, len(ready.lessons), min(training.accumulate, torch.get_num_threads())))
+    loss, at_once = Translating(fuser, _teaching(ready)).loss, min(training.accumulate, torch.get_num_threads())
+    return Started(fuser, Course(loss, len(ready.lessons), at_once))
 
 
 def ridge(ready: Ready) -> Started:
@@ -96,11 +96,15 @@ def c2c(ready: Ready) -> Started:
         width=training.width,
         anneal_steps=max(1, training.steps),
     )
-    enriching = Enriching(fuser, training, ready.lessons, ready.store, receivers(ready.receiver))
     if not training.steps:
         return Started(fuser)
+    loss = Enriching(fuser, _teaching(ready)).loss
     # One lesson at a time: dropout and gates draw from torch's generator.
-    return Started(fuser, Course(enriching.loss, len(ready.lessons), anneal=fuser.update_temperature))
+    return Started(fuser, Course(loss, len(ready.lessons), anneal=fuser.update_temperature))
 
 
 STARTS: dict[str, Callable[[Ready], Started]] = {"bottleneck": bottleneck, "ridge": ridge, "c2c": c2c}
+
+
+def _teaching(ready: Ready) -> Teaching:
+    return Teaching(ready.training, ready.lessons, ready.store, receivers(ready.receiver))
