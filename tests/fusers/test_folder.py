@@ -94,6 +94,15 @@ def test_packing_what_was_unpacked_changes_nothing(numbers: list[float], size: f
     assert torch.equal(unpacked("m", *packed("m", back).values()), back)
 
 
+def test_a_large_stack_of_matrices_is_kept_as_float16_if_its_numbers_fit() -> None:
+    stack = torch.full((2, PACKED_FROM // 4, 2), 0.1)
+    (kept,) = packed("m", stack).values()
+    assert torch.equal(kept, stack.half())
+    assert packed("m", stack[:, :8])["m"].dtype == torch.float32  # Small.
+    (wide,) = packed("m", stack * 1e6).values()
+    assert torch.equal(wide, stack * 1e6)
+
+
 @pytest.mark.parametrize("tensor", [torch.zeros(3, 4), torch.zeros(PACKED_FROM), torch.zeros(200, 200).long()])
 def test_small_flat_and_whole_numbers_are_kept_as_they_are(tensor: Tensor) -> None:
     assert list(packed("m", tensor)) == ["m"]

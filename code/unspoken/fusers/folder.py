@@ -231,9 +231,16 @@ def described(name: str) -> dict[str, Any]:
 
 
 def packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return a tensor as it is kept: a large matrix as int8 and a scale per row, anything else as it is."""
-    if tensor.dim() != 2 or tensor.numel() < PACKED_FROM or not tensor.is_floating_point():
+    """Return a tensor as it is kept.
+
+    A large matrix is kept as int8 and a scale per row, a large stack of matrices as float16 if that has room for its
+    numbers, anything else as it is.
+    """
+    if tensor.dim() not in (2, 3) or tensor.numel() < PACKED_FROM or not tensor.is_floating_point():
         return {name: tensor.contiguous()}
+    if tensor.dim() == 3:
+        half = tensor.to(torch.float16)
+        return {name: half.contiguous() if bool(torch.isfinite(half).all()) else tensor.contiguous()}
     wide = tensor.to(torch.float32)
     scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
     return {name: (wide / scale).round().to(torch.int8), name + SCALE: scale}

@@ -58,7 +58,8 @@ class Ridge(nn.Module, Kept):
             self.register_buffer(f"{name}_scale", torch.ones(count))
         heads = 2 * receiver.kv_heads
         for layer, each in enumerate(self._sources):
-            # Heads apart, which the folder does not round to int8: large weights of either sign make up small numbers.
+            # Heads apart, which the folder keeps as float16 and not as int8: large weights of either sign may make up
+            # small numbers.
             self.register_buffer(f"map_{layer}", torch.zeros(heads, receiver.head_dim, self._width * len(each)))
 
     @staticmethod

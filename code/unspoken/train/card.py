@@ -49,8 +49,8 @@ A fuser of `unspoken`. {purpose}
 | receiver's weights | `{pair.receiver.weights}` |
 
 Use it as a channel, `fused:{training.name}`; it refuses any other pair of models. How it was trained is in
-`training.yaml`: `unspoken fuser train` with that file makes it again. Large matrices are kept as int8 with a scale per
-row. What it can and cannot do is measured in the run of `experiments/crossmodel.yaml`.
+`training.yaml`: `unspoken fuser train` with that file makes it again. What it can
+and cannot do is measured, see docs/fusers.md of the project.
 """
 
 
