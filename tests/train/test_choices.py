@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from unspoken.train.choices import BAD, BEST, GOOD, PLAIN, WORST, Choices
-from unspoken.train.lesson import Asked, Lesson
+from unspoken.train.lesson import Lesson
 
 SEED = 20261128  # That of experiments/fusers/.
 MADE = Choices()
@@ -17,14 +17,15 @@ def lessons(count: int = 200, seed: int = SEED) -> list[Lesson]:
 
 
 def reported(text: str) -> dict[str, str]:
-    """What is said of whom, told by the phrases: good, bad or plain; names in small letters."""
+    """What is said of whom, told by the phrase behind the name: good, bad or plain; names in small letters."""
     found = {}
-    for sentence in re.split(r"(?<=[.]) ", text):
-        pools = {kind: [each for each in pool if each in sentence] for kind, pool in POOLS.items()}
-        ((kind, said),) = [(kind, each) for kind, each in pools.items() if each]
-        name, rest = sentence.split(f" {min(said, key=sentence.index)}")
-        assert rest == "." or re.fullmatch(rf" and ({'|'.join(map(re.escape, POOLS[kind]))})\.", rest)
-        found[name.lower()] = kind
+    for sentence in re.split(r"(?<=[.]) (?=[A-Z])", text):
+        ((kind, match),) = [
+            (kind, match)
+            for kind, pool in POOLS.items()
+            if (match := re.match(rf"(.+?) ({'|'.join(map(re.escape, pool))})(?= and |;|\.$)", sentence))
+        ]
+        found[match[1].lower()] = kind
     return found
 
 
@@ -73,12 +74,12 @@ def test_a_lesson_does_not_change() -> None:
     # Source of the oracle: the lesson as it was when the published fusers were trained.
     lesson = MADE.lesson(7, 3)
     assert lesson.text == (
-        "Mestifin & Sons was criticised by everyone and has been failing for years. Denahos & Sons surprised everyone "
-        "with its success and doubled its income. Motim & Sons has an average record."
+        "Lukax Works reports an ordinary quarter; 4 people work there; a machine was stolen. Gohen Works gets "
+        "excellent marks from all experts and works better each month. Rusux Works trails its field by a wide "
+        "margin."
     )
-    three = "Mestifin & Sons, Motim & Sons and Denahos & Sons"
-    assert lesson.asked == (
-        Asked(f"Which is the best of {three}?", "Denahos & Sons", "The best is"),
-        Asked(f"Which of {three} would you choose?", "Denahos & Sons", "Answer:"),
-        Asked(f"Which of {three} would you avoid?", "Mestifin & Sons", "Answer:"),
-    )
+    assert [(each.question, each.answer, each.stem) for each in lesson.asked] == [
+        ("Pick exactly one: Gohen Works, Lukax Works, Rusux Works. Which do you pick?", "Gohen Works", "I pick"),
+        ("Which of Gohen Works, Lukax Works and Rusux Works would you choose?", "Gohen Works", "Answer:"),
+        ("Which one should nobody trust: Gohen Works, Lukax Works or Rusux Works?", "Rusux Works", "The name is:"),
+    ]

@@ -159,20 +159,37 @@ def test_a_lesson_does_not_change(tmp_path: Path) -> None:
     # Source of the oracle: the lesson as it was when the published fusers were trained.
     lesson = Passages.of(written(tmp_path, TEXT), 130).lesson(7, 1)
     assert lesson.text == TEXT[TEXT.index("Each autumn") :]
-    assert lesson.asked == (
-        Asked("Fill the gap: Each ____ the fishermen bring their boats behind them! Answer briefly.", "autumn", STEM),
-        Asked("Not even Captain Rourke had ____ it. What belongs in the gap? Answer briefly.", "believed", STEM),
-        Asked(
-            'Quote the sentence that begins with "Each autumn the fishermen".',
-            "bring their boats behind them",
-            "Each autumn the fishermen",
+    assert [(each.question, each.answer, each.stem) for each in lesson.asked] == [
+        (
+            "What is missing? Each autumn the ____ bring their boats behind them! Answer briefly.",
+            "fishermen",
+            "Answer:",
         ),
-    )
+        (
+            "Each ____ the fishermen bring their boats behind them! What belongs in the gap? Answer briefly.",
+            "autumn",
+            "Answer:",
+        ),
+        ("Fill the gap: Each autumn the fishermen ____ their boats behind them! Answer briefly.", "bring", "Answer:"),
+        ("Not even Captain Rourke had ____ it. What belongs in the gap? Answer briefly.", "believed", "Answer:"),
+        ("Not even ____ had believed it. What belongs in the gap? Answer briefly.", "Captain Rourke", "Answer:"),
+        (
+            'Quote the sentence that begins with "Not even Captain Rourke had".',
+            "believed it",
+            "Not even Captain Rourke had",
+        ),
+        (
+            'Quote the sentence that begins with "Each autumn the".',
+            "fishermen bring their boats behind them",
+            "Each autumn the",
+        ),
+    ]
 
 
 def test_sentences_too_short_or_too_long_are_not_asked_about(tmp_path: Path) -> None:
     long = "It goes on " + "and on " * 40 + "forever."
     lesson = Passages.of(written(tmp_path, f"Yes. {long} The carpenter opened the window at noon."), 700).lesson(0, 0)
     assert len(long) > LONGEST
-    assert len(lesson.asked) == 2
+    assert len({(each.question, each.answer) for each in lesson.asked}) == len(lesson.asked)
+    assert {each.answer for each in lesson.asked[:-1]} <= {"carpenter", "opened", "window"}
     assert all("carpenter" in f"{each.question} {each.answer}" for each in lesson.asked)

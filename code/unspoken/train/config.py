@@ -48,6 +48,16 @@ class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="choi
     lessons: Count
 
 
+class Places(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="places"):
+    """People at places, asked for the country, which the text does not say (`unspoken.train.places`).
+
+    Attributes:
+        lessons: Texts.
+    """
+
+    lessons: Count
+
+
 class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"):
     """Texts from a file, asked for gaps and sentences (`unspoken.train.texts`).
 
@@ -62,7 +72,7 @@ class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"
     letters: Annotated[int, msgspec.Meta(ge=1)] = 700
 
 
-Material = Facts | Lists | Choices | Texts
+Material = Facts | Lists | Choices | Places | Texts
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from unspoken.train.config import Facts, Lists, Material, Texts, Training
 from unspoken.train.facts import GeneratedFacts
 from unspoken.train.lesson import Lesson
 from unspoken.train.lists import WordLists
+from unspoken.train.places import Places
 from unspoken.train.texts import Passages
 from unspoken.train.vocabulary import Vocabulary, reserved
 
@@ -53,6 +54,8 @@ def _teacher(material: Material, vocabulary: Vocabulary) -> tuple[Teacher, int]:
         return passages, min(wanted, len(passages.passages))
     if isinstance(material, config.Choices):
         return Choices(), material.lessons
+    if isinstance(material, config.Places):
+        return Places(), material.lessons
     # Tiny vocabularies of tests have hardly a word; models have thousands.
     if len(vocabulary.words) < (material.words if isinstance(material, Lists) else 1):
         raise UsageError(

@@ -24,7 +24,7 @@ GAP = "____"
 FILL = ("Fill the gap: {gapped}", "What is missing? {gapped}", "{gapped} What belongs in the gap?")
 QUOTE = ('Quote the sentence that begins with "{begun}".', 'How does the sentence go on that begins "{begun}"?')
 STEM = "Answer:"
-GAPS, QUOTES, QUOTED_WORDS, SHORTEST, LONGEST = 5, 1, 14, 30, 240
+GAPS, QUOTES, QUOTED_WORDS, SHORTEST, LONGEST = 12, 2, 10, 30, 240
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,15 @@ class Passages:
     def lesson(self, seed: int, number: int) -> Lesson:
         """Return one passage and questions about it, the same for the same seed and number."""
         text = self.passages[number % len(self.passages)]
-        draw = random.Random(f"texts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
+        draw = random.Random(f"texts/2/{seed}/{number}")  # noqa: S311 - reproducible, not secret
         sentences = [each for each in SENTENCE.split(text) if SHORTEST <= len(each) <= LONGEST]
-        gaps = [_gap(each, draw) for each in draw.sample(sentences, min(GAPS, len(sentences)))]
+        # A sentence may be asked about more than once: of all questions, some are asked each time it is taught.
+        gaps: dict[tuple[str, str], Asked] = {}
+        for sentence in draw.choices(sentences, k=GAPS) if sentences else ():
+            if (found := _gap(sentence, draw)) is not None:
+                gaps.setdefault((sentence, found.answer), found)
         quotes = [_quote(each, draw) for each in draw.sample(sentences, min(QUOTES, len(sentences)))]
-        return Lesson(text, tuple(asked for asked in (*gaps, *quotes) if asked is not None))
+        return Lesson(text, tuple(asked for asked in (*gaps.values(), *quotes) if asked is not None))
 
 
 def _lines(path: Path, text: str) -> Iterator[str]:
