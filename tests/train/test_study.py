@@ -173,6 +173,7 @@ def test_no_steps_leave_the_regression_as_it_is(
     assert plain.metrics["last_losses"] == {}
     assert (plain.metrics["steps"], plain.metrics["trained_parameters"]) == (0, 0)
     assert "none: no steps" in (plain.fuser / "README.md").read_text()
+    assert not list(tmp_path.rglob("loss.svg"))  # An empty drawing would say nothing.
     reader, answerer = (load_model(str(folder)) for folder in tiny_folders)
     rows = sent_rows(Agent("lyra", reader).read(TEXT), answerer)
     fusers = [Bottleneck.from_pretrained(each.fuser) for each in (plain, begun)]

@@ -108,9 +108,10 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
         fuser.save_pretrained(target)
         record.write(target / "README.md", card(training, pair, metrics, folder).encode())
         record.write(target / "training.yaml", msgspec.yaml.encode(training))
-        record.write(target / "loss.svg", curve(losses(folder)))
+    for each in (target, folder) if metrics["steps"] else ():  # Of what was solved for there is no curve.
+        with record.writable(each):
+            record.write(each / "loss.svg", curve(losses(folder)))
     with record.writable(folder):
-        record.write(folder / "loss.svg", curve(losses(folder)))
         record.write_json(folder / "metrics.json", metrics)
     return Trained(folder, target, metrics)
 
