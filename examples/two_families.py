@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unspoken import Agent, Session, load_model
 
-SENDER = Path(__file__).resolve().parent.parent / "models" / "qwen2.5-coder-0.5b-instruct.gguf"
+MODELS = Path(__file__).resolve().parent.parent / "models"
 REPORT = (
     "The iron ferry is closed on Friday. The code of the upper library is Mirano. The old windmill was built in 1783, "
     "and its owner is Helen. The upper library smells of candles."
@@ -33,9 +33,9 @@ def first(answer: str) -> str:
 
 def main() -> None:
     """Ask about a report, and about another one."""
-    lyra = Agent("lyra", load_model(str(SENDER)))
+    lyra = Agent("lyra", load_model(str(MODELS / "qwen2.5-coder-0.5b-instruct.gguf")))
     vera = Agent("vera", load_model("smollm2-135m"))
-    talk = Session(lyra, vera, channel="fused:qwen-smollm2")
+    talk = Session(lyra, vera, channel=f"fused:{MODELS / 'qwen-smollm2'}")
     for question in QUESTIONS:
         told, untold = (talk.ask("vera", question, about=report, new_tokens=12) for report in (REPORT, OTHER))
         print(f"{question} {first(told.text)} [on the other report: {first(untold.text)}]")
