@@ -5,16 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = ROOT / "models" / "qwen2.5-coder-0.5b-instruct.gguf"
 """Half a gigabyte that `make second-model` fetches; the tests run without it."""
 
 
-def marked(example: Path) -> ParameterSet:
+def marked(example: Path) -> Any:
     """An example, left out if it needs the second model and that is not there."""
     missing = SECOND.name in example.read_text() and not SECOND.is_file()
     return pytest.param(example, id=example.stem, marks=pytest.mark.skipif(missing, reason="needs the second model"))

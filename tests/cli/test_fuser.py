@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from unspoken.cli.fuser import bars
+from unspoken.cli.fuser import bars, lines
 
 from .program import Program, clear
 
@@ -115,6 +115,20 @@ def test_on_a_terminal_there_are_bars(capsys: pytest.CaptureFixture[str]) -> Non
         show("steps", 1, 4)
         show("steps", 4, 4, " (answer 0.50)")
     assert re.search(r"steps \(answer 0\.50\) .*4/4", capsys.readouterr().err)
+
+
+def test_elsewhere_there_is_a_line_for_each_fiftieth(capsys: pytest.CaptureFixture[str]) -> None:
+    with lines() as show:
+        for done in range(0, 1367, 25):  # Larger than a fiftieth now and then, and never right at its end.
+            show("columns", done, 1366)
+        for done in range(1, 1001):
+            show("steps", done, 1000)
+    told = capsys.readouterr().err.splitlines()
+    assert [each for each in told if each.startswith("columns")][:3] == [
+        "columns: 0 of 1366", "columns: 50 of 1366", "columns: 75 of 1366"
+    ]  # fmt: skip
+    assert len([each for each in told if each.startswith("steps")]) == 51
+    assert told[-1] == "steps: 1000 of 1000"
 
 
 def test_the_same_as_json(unspoken: Program, models: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +116,7 @@ def watchers() -> Iterator[Watchers]:
     from unspoken.train import loop
     from unspoken.train.study import Watchers
 
-    with bars() if sys.stderr.isatty() else nullcontext(lined) as show:
+    with bars() if sys.stderr.isatty() else lines() as show:
 
         def training(at: loop.Progress) -> None:
             losses = ", ".join(f"{name} {value:.2f}" for name, value in at.losses.items())
@@ -143,7 +143,15 @@ def bars() -> Iterator[Show]:
         yield show
 
 
-def lined(what: str, done: int, total: int, more: str = "") -> None:
-    """Print a line at each fiftieth of what is told of."""
-    if done * LINES // total > (done - 1) * LINES // total:
-        click.echo(f"{what}: {done} of {total}{more}", err=True)
+@contextmanager
+def lines() -> Iterator[Show]:
+    """Print a line whenever another fiftieth of what is told of is done, however large the steps it is told in."""
+    shown: dict[str, int] = {}
+
+    def show(what: str, done: int, total: int, more: str = "") -> None:
+        share = done * LINES // total
+        if share > shown.get(what, -1):
+            click.echo(f"{what}: {done} of {total}{more}", err=True)
+            shown[what] = share
+
+    yield show
