@@ -15,6 +15,7 @@ COMMANDS = {
     "ask": "Ask an agent about a document another has read, or about a cache file.",
     "bench": "Measure hand-overs on this machine.",
     "capture": "Let an agent read a document and keep its cache in a file.",
+    "chat": "Hold a session of several agents in the terminal.",
     "decrypt": "Decrypt an encrypted cache file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "encrypt": "Encrypt a cache file with a passphrase or a key.",

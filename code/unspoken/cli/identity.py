@@ -278,7 +278,8 @@ def _read_card(path: Path) -> tuple[str, str]:
     with quick_start():
         from unspoken.session import read_card
 
-    return read_card(path)
+    found = read_card(path)
+    return found.name, found.card
 
 
 def _require_names(names: Sequence[str]) -> None:

@@ -11,9 +11,12 @@ from unspoken.engines.protocol import Frame, Piece, Prompt
 # Marks that survive templates which trim or escape; letters only, so that no template rewrites them.
 SYSTEM_MARK = "UNSPOKENSYSTEMMARK"
 USER_MARK = "UNSPOKENUSERMARK"
+REPLY_MARK = "UNSPOKENREPLYMARK"
+NEXT_MARK = "UNSPOKENNEXTMARK"
 # Some templates write the date into the prompt: a fixed one, or a cache would be another one every day.
 DAY = "26 Jul 2024"
 PLAIN_TEMPLATE = f"{SYSTEM_MARK}\n\n{USER_MARK}\n\nAnswer: "
+PLAIN_BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,36 @@ def rendered(tokenizer: Any) -> str:
     return PLAIN_TEMPLATE
 
 
-def cut(template: str, system: str, encode: Callable[[str], tuple[int, ...]]) -> Frame:
+def rendered_between(tokenizer: Any) -> str:
+    """Return what a tokenizer's chat template writes between an answer and the user's next words.
+
+    It is rendered without a system prompt: some templates put that before the last words of the user, and it would
+    stand between them. A template that refuses three turns, or writes words twice, gets an empty line.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return PLAIN_BETWEEN
+    said = ((USER_MARK, "user"), (REPLY_MARK, "assistant"), (NEXT_MARK, "user"))
+    messages = [{"role": role, "content": mark} for mark, role in said]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=DAY)
+    except Exception:  # A template is a program of its author's; refusing is how it answers.
+        return PLAIN_BETWEEN
+    if text.count(REPLY_MARK) != 1 or text.count(NEXT_MARK) != 1:
+        return PLAIN_BETWEEN
+    return str(text.split(REPLY_MARK)[1].split(NEXT_MARK)[0])
+
+
+def cut(template: str, between: str, system: str, encode: Callable[[str], tuple[int, ...]]) -> Frame:
     """Return the frame of a rendered template for a system prompt.
 
     The first token is the sink: the column every later one attends to when nothing else fits
     (StreamingLLM, arXiv 2309.17453). Each part is tokenised apart.
+
+    Args:
+        template: One exchange, as `rendered` returns it.
+        between: What follows an answer, as `rendered_between` returns it.
+        system: The system prompt.
+        encode: The model's tokenizer.
     """
     head, rest = template.split(SYSTEM_MARK)
     middle, tail = rest.split(USER_MARK)
@@ -104,4 +132,5 @@ def cut(template: str, system: str, encode: Callable[[str], tuple[int, ...]]) ->
     if marks > 1:
         kinds.append(Piece("template", opening[1:marks]))
     kinds += [Piece("system", opening[max(marks, 1) :]), Piece("template", encode(middle))]
-    return Frame(Prompt(tuple(kinds)), Prompt((Piece("template", encode(tail)),)))
+    after, next_turn = (Prompt((Piece("template", encode(part)),)) for part in (tail, between))
+    return Frame(Prompt(tuple(kinds)), after, next_turn)

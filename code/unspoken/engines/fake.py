@@ -42,6 +42,7 @@ LAYERS, KV_HEADS, HEAD_DIM, BYTES = 2, 2, 8, 256
 MARKS = ("<|start|>", "<|system|>", "<|user|>", "<|assistant|>")
 VOCABULARY = BYTES + len(MARKS)
 TEMPLATE = f"<|start|><|system|>{chat.SYSTEM_MARK}<|user|>{chat.USER_MARK}<|assistant|>"
+BETWEEN = "<|user|>"
 ROPE = RopeSpec("default", "half", (1.0, 0.125, 0.015625, 0.001953125))
 UNKNOWN, UNREADABLE = "unknown", "\ufffd"
 # Both requests of the text channels hold these words (`unspoken.channels.text` stands above this module).
@@ -115,7 +116,7 @@ class FakeEngine:
 
     def frame(self, system: str) -> Frame:
         """Return the chat template around a user's words, for a system prompt."""
-        return chat.cut(TEMPLATE, system, self.encode)
+        return chat.cut(TEMPLATE, BETWEEN, system, self.encode)
 
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:
         """Read a prompt and return the cache of `past` and prompt together."""
@@ -174,13 +175,24 @@ class FakeEngine:
     def _quote(self, asked: Turn) -> Quote:
         """Cut what is visible into source, question (the last content) and stem of the answer, and look it up."""
         pieces = asked.prompt.pieces
-        asking = max((at for at, piece in enumerate(pieces) if piece.kind == "content" and piece.token_ids), default=0)
+        asking = max((at for at, piece in enumerate(pieces) if piece.kind == "content" and piece.token_ids), default=-1)
+        if asking < 0 and asked.past is not None:
+            return self._remembered(asked.past)
+        asking = max(asking, 0)
         parts = (pieces[:asking], pieces[asking : asking + 1], pieces[asking + 1 :])
         before, content, after = (_text(Prompt(part).token_ids) for part in parts)
         head, _, question = content.rpartition("\n\n")
         past = _text(self._readable(asked.past)) if asked.past else ""
-        source = f"{past}{before}{head}".rpartition("<|user|>")[2].strip()
+        said = f"{past}{before}{head}"
+        # In a conversation, a turn that has only just begun is about the turns before it.
+        source = said.rpartition("<|user|>")[2].strip() or _MARK.sub("\n", said.partition("<|user|>")[2]).strip()
         return _found(source, question, _MARK.split(after)[-1].strip())
+
+    def _remembered(self, past: KVCache) -> Quote:
+        """Look up the last line of what was read before, a conversation, in all the lines above it."""
+        said = _text(self._readable(past)).partition("<|user|>")[2]
+        *earlier, question = _MARK.sub("\n", said).rstrip().rsplit("\n", 1)
+        return _found("".join(earlier), question, "")
 
     def _readable(self, cache: KVCache) -> list[int | None]:
         """Return the tokens a cache spells, in order of position; None for a column that cannot be read."""

@@ -109,15 +109,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Frame:
-    """A chat template cut at the user's words: what stands before them and what after.
+    """A chat template cut at the words said: what stands before, after and between them.
 
     Attributes:
         before: Sink, system prompt and the head of the user's turn.
         after: The end of the user's turn and the head of the assistant's.
+        between: The end of the assistant's turn and the head of the user's next one.
     """
 
     before: Prompt
     after: Prompt
+    between: Prompt
 
 
 @dataclass(frozen=True)

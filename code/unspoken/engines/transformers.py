@@ -62,7 +62,7 @@ class TransformersEngine:
         # Only this function keeps layers with fewer columns apart, and can be watched.
         self._model.set_attn_implementation(attention.NAME)
         self._tokenizer = tokenizer
-        self._template = chat.rendered(tokenizer)
+        self._template, self._between = chat.rendered(tokenizer), chat.rendered_between(tokenizer)
         self._spec = describe(model, tokenizer, self._template, name or str(self._model.config.name_or_path))
         self._device = next(model.parameters()).device
         self._dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
@@ -108,7 +108,7 @@ class TransformersEngine:
     def frame(self, system: str) -> Frame:
         """Return the model's chat template around a user's words, for a system prompt."""
         if system not in self._frames:
-            self._frames[system] = chat.cut(self._template, system, self.encode)
+            self._frames[system] = chat.cut(self._template, self._between, system, self.encode)
         return self._frames[system]
 
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:

@@ -58,11 +58,13 @@ class Description(msgspec.Struct, frozen=True):
     Attributes:
         spec: The model, as far as a cache depends on it.
         template: Its chat template rendered around marks, see `unspoken.engines.chat`.
+        between: What it writes between an answer and the user's next words.
         weights: ggml's name of the type most of its weights have ("F16", "Q4_K").
     """
 
     spec: ModelSpec
     template: str
+    between: str
     weights: str
 
 
@@ -114,7 +116,8 @@ def _described(model: Model, file: RawIOBase, reader: HeaderReader, name: str) -
         "rms_norm_eps": own.get("attention.layer_norm_rms_epsilon"),
     }
     tokens = [model.token(at) for at in range(model.vocabulary)]
-    template = chat.rendered(_template(fields, model))
+    tokenizer = _template(fields, model)
+    template, between = chat.rendered(tokenizer), chat.rendered_between(tokenizer)
     spec = ModelSpec(
         name=name,
         family=family,
@@ -132,7 +135,7 @@ def _described(model: Model, file: RawIOBase, reader: HeaderReader, name: str) -
     sizes: dict[str, int] = {}
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_bytes)
-    return Description(spec, template, max(sizes, key=sizes.__getitem__))
+    return Description(spec, template, between, max(sizes, key=sizes.__getitem__))
 
 
 def _number(own: Mapping[str, Any], key: str, family: str, default: int | None = None) -> int:

@@ -76,7 +76,8 @@ class LlamaCppEngine:
 
     def __init__(self, opened: Opened) -> None:
         self._model, self._context = opened.model, opened.context
-        self._spec, self._template, self._translation = opened.spec, opened.template, opened.translation
+        self._spec, self._translation = opened.spec, opened.translation
+        self._template, self._between = opened.template, opened.between
         self._ends = opened.model.ends()
         self._frames: dict[str, Frame] = {}
         self._room = Kept()  # States pass through it: columns are copied out of it, cells are read from it.
@@ -115,7 +116,7 @@ class LlamaCppEngine:
     def frame(self, system: str) -> Frame:
         """Return the model's chat template around a user's words, for a system prompt."""
         if system not in self._frames:
-            self._frames[system] = chat.cut(self._template, system, self.encode)
+            self._frames[system] = chat.cut(self._template, self._between, system, self.encode)
         return self._frames[system]
 
     def prefill(self, prompt: Prompt, past: KVCache | None = None, *, start: int | None = None) -> KVCache:

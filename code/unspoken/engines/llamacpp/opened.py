@@ -33,6 +33,7 @@ class Opened:
         context: The cells.
         spec: The model, as far as a cache depends on it.
         template: Its chat template rendered around marks, see `unspoken.engines.chat`.
+        between: What it writes between an answer and the user's next words.
         translation: How cells become columns.
         precision: The coarsest element type anything is computed in; the gate's bound depends on it.
         version: Of the library, and where it computes.
@@ -42,6 +43,7 @@ class Opened:
     context: Context
     spec: ModelSpec
     template: str
+    between: str
     translation: Translation
     precision: str
     version: str
@@ -78,7 +80,8 @@ def open_file(library: Library, path: Path, name: str, loading: Loading, memory:
         raise
     where = "gpu" if loading.gpu_layers and library.devices() else "cpu"
     version = f"{library.source}, {described.weights}, {kind.name}, {where}"
-    return Opened(model, context, spec, described.template, translation, _precision(described, kind), version)
+    precision = _precision(described, kind)
+    return Opened(model, context, spec, described.template, described.between, translation, precision, version)
 
 
 def _require_blocks(kind: ElementType, spec: ModelSpec) -> None:

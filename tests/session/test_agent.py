@@ -10,7 +10,7 @@ import pytest
 from unspoken.engines.fake import UNKNOWN, FakeEngine
 from unspoken.engines.protocol import Limits
 from unspoken.errors import ContextOverflow, IncompatibleCache, StorageError, UsageError
-from unspoken.session import Agent, Event, Session
+from unspoken.session import Agent, Asked, Read, Session, read_card
 
 REPORT = "The old mill is run by Anna. The new mill is run by Bob."
 CARD = "name: vera\ncard: You are Vera and count birds.\n"
@@ -44,9 +44,9 @@ def test_the_log_tells_what_happened_in_order(talk: Session) -> None:
     talk.ask("vera", "Who runs the old mill?", about=REPORT)
     talk.ask("vera", "Who runs the new mill?", about=REPORT)
     assert talk.log == [
-        Event("read", "lyra", {"source": REPORT}),
-        Event("ask", "vera", {"question": "Who runs the old mill?", "sender": "lyra", "answer": "Anna"}),
-        Event("ask", "vera", {"question": "Who runs the new mill?", "sender": "lyra", "answer": "Bob"}),
+        Read("lyra", REPORT),
+        Asked("vera", "Who runs the old mill?", ("lyra",), "Anna"),
+        Asked("vera", "Who runs the new mill?", ("lyra",), "Bob"),
     ]
 
 
@@ -54,7 +54,7 @@ def test_any_agent_may_send(fake: FakeEngine) -> None:
     talk = Session(Agent("lyra", fake), Agent("vera", fake), Agent("cc", fake))
     talk.ask("lyra", "Who runs the old mill?", about=REPORT)
     talk.ask("lyra", "Who runs the old mill?", about=REPORT, sender="cc")
-    assert [event.agent for event in talk.log if event.kind == "read"] == ["vera", "cc"]
+    assert [event.agent for event in talk.log if isinstance(event, Read)] == ["vera", "cc"]
 
 
 @pytest.mark.parametrize("channel", ["kv", "kv+int8", "compose:align", "compose:legolink@4", "full-text", "text"])
@@ -77,11 +77,10 @@ def test_an_agent_is_asked_about_what_several_have_read(fake: FakeEngine, channe
         assert delivery.tokens_skipped == len(whole)
         alone = [talk.ask("vera", "Who?", about={name: text}).delivery.bytes_moved for name, text in about.items()]
         assert delivery.bytes_moved == sum(alone)
-    names = ", ".join(order)
     assert talk.log[:4] == [
-        *(Event("read", name, {"source": parts[name]}) for name in order),
-        Event("ask", "vera", {"question": "Who runs the new mill?", "sender": names, "answer": "Bob"}),
-        Event("ask", "vera", {"question": "Who runs the old mill?", "sender": names, "answer": "Anna"}),
+        *(Read(name, parts[name]) for name in order),
+        Asked("vera", "Who runs the new mill?", order, "Bob"),
+        Asked("vera", "Who runs the old mill?", order, "Anna"),
     ]
 
 
@@ -90,7 +89,11 @@ def test_two_senders_of_one_text_read_it_each_for_itself(fake: FakeEngine) -> No
     reply = talk.ask("vera", "Who runs the old mill?", about={"lyra": REPORT, "cc": REPORT})
     assert reply.text == "Anna"
     assert reply.delivery.tokens_skipped == 2 * len(REPORT)
-    assert [event.agent for event in talk.log] == ["lyra", "cc", "vera"]
+    assert talk.log == [
+        Read("lyra", REPORT),
+        Read("cc", REPORT),
+        Asked("vera", "Who runs the old mill?", ("lyra", "cc"), "Anna"),
+    ]
 
 
 def test_several_senders_that_cannot_be_are_refused_before_anybody_reads(fake: FakeEngine) -> None:
@@ -194,10 +197,22 @@ def test_a_card_that_is_none_is_refused(fake: FakeEngine, tmp_path: Path) -> Non
     with pytest.raises(StorageError, match="cannot be read"):
         Agent.from_card(tmp_path / "missing.yaml", fake)
     path = tmp_path / "card.yaml"
-    for text, message in (("name: vera", "lacks a name or a card"), ("- a\n- b", "lacks"), ("{", "not YAML")):
-        path.write_text(text)
+    for data, message in (
+        (b"name: vera", "missing required field `card`"),
+        (b"- a\n- b", "Expected `object`"),
+        (b"{", "is none"),
+        (b"\xff\xfe\x00\xd8", "is none"),
+        (b"name: ' '\ncard: You are.", "empty name"),
+        (b"name: vera\ncard: You are.\nmodle: llama", "unknown field `modle`"),
+        (b"name: vera\ncard: " + b"a" * 1_000_001, "larger than 1000000 bytes"),
+    ):
+        path.write_bytes(data)
         with pytest.raises(UsageError, match=message):
             Agent.from_card(path, fake)
-    path.write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(UsageError, match="not YAML"):
-        Agent.from_card(path, fake)
+
+
+def test_a_card_tells_what_the_agent_runs_on(tmp_path: Path) -> None:
+    path = tmp_path / "vera.yaml"
+    path.write_text(f"{CARD}role: counts birds\nmodel: llama.gguf\nengine: llamacpp\n")
+    card = read_card(path)
+    assert (card.role, card.model, card.engine) == ("counts birds", "llama.gguf", "llamacpp")
