@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from unspoken.cli.fuser import bars, lines
+from unspoken.cli.progress import bars, lines
 
 from .program import Program, clear
 

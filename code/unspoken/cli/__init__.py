@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "Measure hand-overs on this machine.",
     "capture": "Let an agent read a document and keep its cache in a file.",
     "chat": "Hold a session of several agents in the terminal.",
+    "data": "Bring an agent's memories along from exports and notes.",
     "decrypt": "Decrypt an encrypted cache file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "encrypt": "Encrypt a cache file with a passphrase or a key.",

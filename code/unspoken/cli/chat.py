@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from unspoken.cli.ask import require_text
-from unspoken.cli.common import model_options, note, opened, quick_start
+from unspoken.cli.common import model_options, note, opened, quick_start, shelf
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def chat(
         config = wanted if folder is None else _settled(context, wanted, folder)
         engines = _engines(config, loading)
         config = config.on(engines)
-        session = config.session(engines, spending, recogniser(engines[0]) if recognise else None)
+        session = config.session(engines, spending, recogniser(engines[0]) if recognise else None, shelf())
         twin = None if beside is None else session.anew(channel=beside)
         if folder is not None:
             if not folder.exists():
@@ -170,7 +170,7 @@ def _config(agents: str, channel: str, topology: str, links: Sequence[str], mode
         if not given.endswith((".yaml", ".yml")):
             return AgentConfig(given, "", model, engine)
         card = read_card(given)
-        return AgentConfig(card.name, card.card, card.model or model, card.engine or engine)
+        return AgentConfig(card.name, card.system(Path(given).parent), card.model or model, card.engine or engine)
 
     given = [each.strip() for each in agents.split(",") if each.strip()]
     return SessionConfig(tuple(map(agent, given)), channel, topology, read_links(links))

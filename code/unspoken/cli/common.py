@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unspoken.engines.gate import GateResult
     from unspoken.engines.protocol import Engine
     from unspoken.session import Agent
+    from unspoken.session.shelf import Shelf
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,7 +93,15 @@ def agent(name: str, card: str | None, engine: Engine) -> Agent:
     """Return an agent by its name, or from a card file."""
     from unspoken.session import Agent
 
-    return Agent(name, engine) if card is None else Agent.from_card(card, engine)
+    return Agent(name, engine) if card is None else Agent.from_card(card, engine, shelf())
+
+
+def shelf() -> Shelf:
+    """Return where the caches of long cards are kept between runs."""
+    from unspoken.modelstore import home
+    from unspoken.session.shelf import Shelf
+
+    return Shelf(home() / "beginnings")
 
 
 def read_text(path: str) -> str:

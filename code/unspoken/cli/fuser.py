@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from unspoken.cli.common import as_json, human_bytes, note, print_json, quick_start
+from unspoken.cli.progress import progress
 from unspoken.cli.prove import results_option
 
 if TYPE_CHECKING:
     from unspoken.train.study import Watchers
-
-
-LINES = 50
-Show = Callable[..., None]
 
 
 @click.group()
@@ -116,42 +112,10 @@ def watchers() -> Iterator[Watchers]:
     from unspoken.train import loop
     from unspoken.train.study import Watchers
 
-    with bars() if sys.stderr.isatty() else lines() as show:
+    with progress() as show:
 
         def training(at: loop.Progress) -> None:
             losses = ", ".join(f"{name} {value:.2f}" for name, value in at.losses.items())
             show("steps", at.step, at.steps, f" ({losses})")
 
         yield Watchers(show, training)
-
-
-@contextmanager
-def bars() -> Iterator[Show]:
-    """Show a bar for each thing that is told of."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        known: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int, more: str = "") -> None:
-            if what not in known:
-                known[what] = progress.add_task(what, total=total)
-            progress.update(known[what], completed=done, description=what + more)
-
-        yield show
-
-
-@contextmanager
-def lines() -> Iterator[Show]:
-    """Print a line whenever another fiftieth of what is told of is done, however large the steps it is told in."""
-    shown: dict[str, int] = {}
-
-    def show(what: str, done: int, total: int, more: str = "") -> None:
-        share = done * LINES // total
-        if share > shown.get(what, -1):
-            click.echo(f"{what}: {done} of {total}{more}", err=True)
-            shown[what] = share
-
-    yield show

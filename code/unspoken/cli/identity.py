@@ -279,7 +279,7 @@ def _read_card(path: Path) -> tuple[str, str]:
         from unspoken.session import read_card
 
     found = read_card(path)
-    return found.name, found.card
+    return found.name, found.system(path.parent)
 
 
 def _require_names(names: Sequence[str]) -> None:

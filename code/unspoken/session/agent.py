@@ -15,6 +15,7 @@ from unspoken.channels.text import content
 from unspoken.engines.protocol import Engine, Frame, Generation, Limits, Piece, Prompt, Turn
 from unspoken.errors import UsageError
 from unspoken.session.card import read_card
+from unspoken.session.shelf import Shelf
 
 QUESTION = "\n\n{question}"
 # Small models ramble or drift off the text without it.
@@ -29,22 +30,29 @@ class Agent:
         name: What the agent is called.
         engine: The model it runs on, from `load_model`; agents may share one.
         card: Its system prompt; by default a plain one with its name.
+        shelf: Where the cache of its beginning is kept between runs; by default it is made in each.
     """
 
     name: str
     engine: Engine = field(repr=False)
     card: str = ""
+    shelf: Shelf | None = None
 
     @staticmethod
-    def from_card(path: str | Path, engine: Engine) -> Agent:
-        """Return an agent from a YAML card; only its name and system prompt are looked at.
+    def from_card(path: str | Path, engine: Engine, shelf: Shelf | None = None) -> Agent:
+        """Return an agent from a YAML card, with what it remembers.
+
+        Args:
+            path: The card.
+            engine: The model it runs on; what the card says of this is not looked at.
+            shelf: Where the cache of its beginning is kept.
 
         Raises:
             StorageError: If the file cannot be read.
             UsageError: If it is no such card.
         """
         card = read_card(path)
-        return Agent(card.name, engine, card.card)
+        return Agent(card.name, engine, card.system(Path(path).parent), shelf)
 
     @cached_property
     def frame(self) -> Frame:
@@ -53,8 +61,14 @@ class Agent:
 
     @cached_property
     def prefix(self) -> KVCache:
-        """The cache of everything that stands before a user's words; made once."""
-        return self.engine.prefill(self.frame.before).labelled(sender=self.name)
+        """The cache of everything that stands before a user's words; made once, or taken from the shelf."""
+        before = self.frame.before
+        found = None if self.shelf is None else self.shelf.get(self.engine, before)
+        if found is None:
+            found = self.engine.prefill(before)
+            if self.shelf is not None:
+                self.shelf.put(self.engine, before, found)
+        return found.labelled(sender=self.name)
 
     def read(self, source: str) -> Reading:
         """Read a text and keep its columns.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from unspoken.errors import StorageError, UsageError
+from unspoken.memory.recall import recall
 
+REMEMBERED = "\n\nYou remember this:\n\n"
 MOST_BYTES = 1_000_000
 
 
@@ -19,6 +22,8 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         card: Its system prompt.
         role: What it is for, in a line, for people.
         model, engine: What it runs on, as `load_model` takes them; None for what the others run on.
+        memory: A memory (`unspoken data import`) of which it has the latest in mind, as a path from the card's folder.
+        memory_letters: Most letters of it.
     """
 
     name: str
@@ -26,6 +31,22 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: str = ""
     model: str | None = None
     engine: str | None = None
+    memory: str | None = None
+    memory_letters: Annotated[int, msgspec.Meta(ge=1)] = 4000
+
+    def system(self, folder: Path) -> str:
+        """Return the system prompt with what the agent remembers.
+
+        Args:
+            folder: Where the card lies.
+
+        Raises:
+            StorageError: If the memory cannot be read.
+            UsageError: If it is none.
+        """
+        if self.memory is None:
+            return self.card
+        return f"{self.card.rstrip()}{REMEMBERED}{recall(folder / Path(self.memory).expanduser(), self.memory_letters)}"
 
 
 def read_card(path: str | Path) -> Card:

@@ -12,6 +12,7 @@ from unspoken.session.agent import Agent
 from unspoken.session.budget import Budget
 from unspoken.session.handover import Recognise
 from unspoken.session.session import Session
+from unspoken.session.shelf import Shelf
 
 VERSION = 1
 
@@ -76,6 +77,7 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engines: Sequence[Engine],
         budget: Budget = Budget(),  # noqa: B008 - frozen
         recognise: Recognise | None = None,
+        shelf: Shelf | None = None,
     ) -> Session:
         """Return a session in which nothing has happened.
 
@@ -83,11 +85,12 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             engines: The model of each agent.
             budget: What it may use.
             recognise: Names the agent whose columns arrive.
+            shelf: Where the caches of long cards are kept.
 
         Raises:
             UsageError: As `Session` does.
         """
-        agents = (Agent(each.name, engine, each.card) for each, engine in zip(self.agents, engines, strict=True))
+        agents = (Agent(each.name, engine, each.card, shelf) for each, engine in zip(self.agents, engines, strict=True))
         return Session(
             *agents,
             channel=self.channel,

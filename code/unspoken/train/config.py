@@ -62,7 +62,7 @@ class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="texts"
     """Texts from a file, asked for gaps and sentences (`unspoken.train.texts`).
 
     Attributes:
-        path: A text file, or JSON lines with a field `text`.
+        path: A text file, or JSON lines with a field `text`; of an imported memory, the held-out part is not used.
         lessons: How many passages; all if None.
         letters: Longest passage.
     """

@@ -85,7 +85,8 @@ def _lines(path: Path, text: str) -> Iterator[str]:
             raise UsageError(f"Line {number} of {path} is not JSON.", "Give one JSON object a line.") from error
         if not isinstance(found, dict) or not isinstance(found.get("text"), str):
             raise UsageError(f"Line {number} of {path} has no field 'text'.", 'Write {"text": "..."} on each line.')
-        yield found["text"]
+        if found.get("split") != "held-out":  # An imported memory says what nothing may be trained on.
+            yield found["text"]
 
 
 def _cut(text: str, letters: int) -> Iterator[str]:

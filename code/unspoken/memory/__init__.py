@@ -1,0 +1,1 @@
+"""What agents bring along from earlier: exports of chats and notes, as pieces of text with where they come from."""
