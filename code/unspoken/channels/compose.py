@@ -107,7 +107,7 @@ class Compose:
         wholes, moved = [], 0
         for reading in readings:
             measured_for(reading, receiver)
-            require_fitting(reading.cache, receiver)
+            require_fitting(reading.cache, receiver.engine)
             with stopwatch(took, "transform"):
                 packed = codec.pack(reading.cache)
             moved += packed_bytes(packed)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from unspoken.cache import KVCache
 from unspoken.channels.names import labelled
 from unspoken.channels.protocol import (
@@ -21,13 +23,15 @@ from unspoken.channels.protocol import (
     stopwatch,
 )
 from unspoken.engines.gate import ensure_pair, require_pair
-from unspoken.manifest import require_compatible
+from unspoken.engines.protocol import Engine
+from unspoken.manifest import Step, require_compatible
 from unspoken.packed import Packed
 from unspoken.transforms import Codec, Transform
 from unspoken.transforms.cast import Cast
 from unspoken.transforms.codecs import codec_named
 from unspoken.transforms.place import place, place_behind
 from unspoken.transforms.rope import RemoveRope
+from unspoken.transforms.select import keep
 
 WIRE = "bfloat16"
 """How columns are coded on the wire unless the channel says otherwise."""
@@ -39,9 +43,14 @@ Change = Callable[[Reading, KVCache], KVCache]
 def content_columns(cache: KVCache) -> KVCache:
     """Return the content columns of a sender's cache, position-free.
 
-    Nothing else of the sender travels: not its system prompt, not its chat header, not its sink.
+    Nothing else of the sender travels: not its system prompt, not its chat header, not its sink. Several runs of
+    content, as a conversation has them, become one, with gaps between their positions.
     """
-    return RemoveRope()(cache.span("content"))
+    runs = [span for span in cache.manifest.spans if span.kind == "content"]
+    if len(runs) < 2:
+        return RemoveRope()(cache.span("content"))
+    columns = torch.cat([torch.arange(span.start, span.stop) for span in runs])
+    return RemoveRope()(keep(cache, [columns] * len(cache.layers), Step("content")))
 
 
 def packed_bytes(packed: Packed) -> int:
@@ -132,21 +141,21 @@ def measured_for(reading: Reading, receiver: Party) -> None:
     ensure_pair(sender.name, receiver.engine, lambda: sender)
 
 
-def require_fitting(cache: KVCache, receiver: Party) -> None:
+def require_fitting(cache: KVCache, engine: Engine) -> None:
     """Refuse a cache of another model, or of another engine that was not measured against the receiver's.
 
     Raises:
         IncompatibleCache: If another model made it.
         GateFailed: If the pair of engines is not known to pass.
     """
-    require_compatible(cache.spec, receiver.engine.spec)
-    for engine in cache.manifest.engines():
-        require_pair(engine, receiver.engine)
+    require_compatible(cache.spec, engine.spec)
+    for made_by in cache.manifest.engines():
+        require_pair(made_by, engine)
 
 
 def continued(name: str, cache: KVCache, receiver: Party, seconds: Stages, bytes_moved: int) -> Delivery:
     """Return the delivery of a whole cache, in the receiver's element type, that it goes on from."""
-    require_fitting(cache, receiver)
+    require_fitting(cache, receiver.engine)
     changed = {"cast", "pack"} & {step.op for step in cache.manifest.lineage}
     return Delivery(
         channel=name,
@@ -196,7 +205,7 @@ def sent(
     segments, moved = [], 0
     for reading in readings:
         measured_for(reading, receiver)
-        require_fitting(reading.cache, receiver)
+        require_fitting(reading.cache, receiver.engine)
         with stopwatch(seconds, "transform"):
             changed = change(reading, content_columns(reading.cache))
             packed = codec.pack(changed)
@@ -261,7 +270,7 @@ def received(cache: KVCache, receiver: Party, bytes_moved: int | None = None) ->
         IncompatibleCache: If another model made it.
         GateFailed: If another engine made it and the pair was not measured, see `engines.gate.ensure_pair`.
     """
-    require_fitting(cache, receiver)
+    require_fitting(cache, receiver.engine)
     moved = wire_bytes(cache) if bytes_moved is None else bytes_moved
     if cache.manifest.rope == "removed":
         return joined("kv", [cache], receiver, {}, moved)

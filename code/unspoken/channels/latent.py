@@ -74,7 +74,7 @@ class Latent:
 
     def _delivery(self, reading: Reading, receiver: Party) -> Delivery:
         measured_for(reading, receiver)
-        require_fitting(reading.cache, receiver)
+        require_fitting(reading.cache, receiver.engine)
         codec, took = codec_named(self.codec or receiver.engine.dtype), {"capture": reading.seconds}
         with stopwatch(took, "transform"):
             packed = codec.pack(thought(reading, count(self.name, self.amount, 0), self.variant))

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from io import BufferedIOBase
+from typing import IO, cast
 
 from unspoken.memory.formats import Conversation
 from unspoken.memory.stream import Element, is_text
@@ -52,7 +53,7 @@ def read_pieces(file: BufferedIOBase, offset: int = 0, line: int = 1) -> Iterato
         offset: Bytes of the file that have been read before.
         line: The number of the first line.
     """
-    text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+    text = io.TextIOWrapper(cast(IO[bytes], file), "utf-8", "surrogateescape", newline="")
     lines: list[str] = []
     begins, letters = line, 0
     while said := text.readline(_LONG_LINE):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unspoken.errors import StorageError, UsageError
 from unspoken.memory.pieces import read_pieces
@@ -90,7 +90,8 @@ class Source:
                 file.seek(offset)
                 yield file
             return
-        with _zipped(self.path) as archive, archive.open(self.member) as member:
+        with _zipped(self.path) as archive, archive.open(self.member) as opened:
+            member = cast(BufferedIOBase, opened)
             while offset:  # To go to a place in a member is to read everything before it.
                 offset -= len(member.read(min(offset, CHUNK_BYTES)))
             yield member
