@@ -33,7 +33,9 @@ class Server:
         from unspoken.serve.app import build
 
         self.service = service
-        config = uvicorn.Config(build(service), host="127.0.0.1", port=0, log_level="error")
+        config = uvicorn.Config(
+            build(service), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()

@@ -11,6 +11,9 @@ import click
 from unspoken.cli.common import model_options, opened
 from unspoken.errors import EngineUnavailable
 
+# Those who watch a session never end by themselves.
+SHUTDOWN_SECONDS = 3
+
 
 @click.command()
 @click.option(
@@ -72,7 +75,14 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("uvicorn.access").disabled = True  # It writes paths, and handles are in them.
     click.echo(f"{service.model} is served at http://{host}:{port}/v1. Ctrl+C ends it.", err=True)
-    uvicorn.run(build(service), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        build(service),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
 
 
 def require_extra() -> None:

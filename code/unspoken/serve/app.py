@@ -10,8 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from unspoken import __version__
 from unspoken.serve.guard import install
+from unspoken.serve.page import router as page_router
 from unspoken.serve.routes import router
 from unspoken.serve.service import Service
+from unspoken.serve.session_routes import router as session_router
+from unspoken.serve.talks import Talks
 
 
 def build(service: Service) -> FastAPI:
@@ -31,5 +34,7 @@ def build(service: Service) -> FastAPI:
         redoc_url=None,
     )
     install(app, service)
-    app.include_router(router)
+    app.state.talks = Talks(service)
+    for each in (router, session_router, page_router):
+        app.include_router(each)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from unspoken.errors import (
+    BudgetSpent,
     CacheFileError,
     ContextOverflow,
     IncompatibleCache,
@@ -44,6 +45,14 @@ class Refusal(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+class NoSuchTalk(Exception):
+    """There is no session of this name for this agent."""
+
+
+class TooManyTalks(Exception):
+    """There are as many sessions as there may be."""
+
+
 class _Answer(NamedTuple):
     status: int
     code: str
@@ -58,6 +67,9 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     QuotaSpent: _Answer(
         429, "insufficient_quota", "You keep as many caches, or bytes of them, as you may. Delete one."
     ),
+    NoSuchTalk: _Answer(404, "no_such_session", "There is no such session for you."),
+    TooManyTalks: _Answer(429, "busy", "There are as many sessions as there may be. End one.", 60),
+    BudgetSpent: _Answer(409, "budget_spent"),
     ContextOverflow: _Answer(400, "context_length_exceeded"),
     IncompatibleCache: _Answer(409, "incompatible_cache"),
     CacheFileError: _Answer(422, "no_sound_cache"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from unspoken.engines.protocol import Engine, Generation, Limits, Turn
 
@@ -47,6 +47,25 @@ class Job:
         return self.result.cancelled() or time.monotonic() > self.deadline
 
 
+@dataclass
+class Call:
+    """Something else that is done with the model, by itself.
+
+    Attributes:
+        work: What is done; called in the worker's thread.
+        deadline: Seconds of the monotonic clock after which it is not begun.
+        result: What it returns, or why there is nothing.
+    """
+
+    work: Callable[[], Any]
+    deadline: float
+    result: Future[Any] = field(default_factory=Future)
+
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.result.cancelled() or time.monotonic() > self.deadline
+
+
 class Worker:
     """Runs jobs on a model, several at once where they are alike.
 
@@ -58,9 +77,9 @@ class Worker:
 
     def __init__(self, engine: Engine, *, waiting: int, together: int) -> None:
         self.engine = engine
-        self._jobs: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._jobs: queue.Queue[Job | Call | None] = queue.Queue(waiting)
         self._together = together
-        self._left_over: list[Job] = []
+        self._left_over: list[Job | Call] = []
         self._running = 0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -75,7 +94,7 @@ class Worker:
         """How many jobs are being answered."""
         return self._running
 
-    def submit(self, job: Job) -> Future[Any]:
+    def submit(self, job: Job | Call) -> Future[Any]:
         """Take a job, and return what it will come to.
 
         Raises:
@@ -101,16 +120,25 @@ class Worker:
             first = self._left_over.pop(0) if self._left_over else self._jobs.get()
             if first is None:
                 return
-            batch = self._batch(first)
-            self._running = len(batch)
-            self._answer(batch)
+            if isinstance(first, Call):
+                self._running = 1
+                self._settle(first, partial(_raise, Expired()) if first.is_over() else first.work)
+            else:
+                batch = self._batch(first)
+                self._running = len(batch)
+                self._answer(batch)
             self._running = 0
 
     def _batch(self, first: Job) -> list[Job]:
         """Return a job with those behind it that can be answered with it; the order of the others stays."""
-        batch, others = [first], list[Job]()
+        batch, others = [first], list[Job | Call]()
+
+        def sort(job: Job | Call) -> None:
+            fits = isinstance(job, Job) and job.limits == first.limits and len(batch) < self._together
+            (batch if fits else others).append(job)  # type: ignore[arg-type]
+
         for job in self._left_over:
-            (batch if job.limits == first.limits and len(batch) < self._together else others).append(job)
+            sort(job)
         while len(batch) < self._together:
             try:
                 arrived = self._jobs.get_nowait()
@@ -119,7 +147,7 @@ class Worker:
             if arrived is None:
                 self._jobs.put(None)  # To be met again when this batch is done.
                 break
-            (batch if arrived.limits == first.limits else others).append(arrived)
+            sort(arrived)
             if len(others) >= self._together:
                 break
         self._left_over = others
@@ -165,7 +193,7 @@ class Worker:
             self._settle(job, lambda: _raise(problem))
             return None
 
-    def _settle(self, job: Job, work: Callable[[], Any]) -> None:
+    def _settle(self, job: Job | Call, work: Callable[[], Any]) -> None:
         if not job.result.set_running_or_notify_cancel():
             return
         try:
@@ -176,5 +204,5 @@ class Worker:
             job.result.set_result(made)
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: Exception) -> NoReturn:
     raise error

@@ -23,6 +23,9 @@ ANSWER_TOKENS = 64
 Keep = Callable[[Sequence[Event], Mapping[str, Mind]], None]
 """Is told of events and of the minds they have made, before they count: what it refuses has not happened."""
 
+Watch = Callable[[Event], None]
+"""Is told of each event as soon as it is there, before it is known whether the exchange comes to its end."""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -60,7 +63,8 @@ class Session:
 
     Attributes:
         log: What happened.
-        minds: What each agent has in mind, by its name.
+        keep: Writes down what happens.
+        watch: Sees it happen.
 
     Raises:
         UsageError: If names repeat, a channel or topology is unknown, or a link is none of the topology's.
@@ -92,6 +96,7 @@ class Session:
         self.channel, self.topology, self.branch, self.budget = channel, topology, branch, budget
         self.log: list[Event] = []
         self.keep: Keep | None = None
+        self.watch: Watch | None = None
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -154,6 +159,7 @@ class Session:
             raise UsageError("Nothing is said.", f"Say something to {to}.")
         self.budget.require(self.log)
         said = Passage(self._passage_name(USER), USER, to, words.strip())
+        self._seen(Said(said))
         minds, handed = self._told(to, said.text)
         mind = minds.get(to) or self.mind(to)
         began = time.perf_counter()
@@ -170,6 +176,7 @@ class Session:
             seconds_first_token=heard + made.seconds_first_token,
             seconds=heard + made.seconds_total,
         )
+        self._seen(replied)
         exchange = Exchange(Said(said), handed, replied)
         self._happened(exchange.events, minds)
         return exchange
@@ -283,7 +290,12 @@ class Session:
             if told is not None:
                 minds[receiver.name] = mind
                 handed.append(told)
+                self._seen(told)
         return minds, tuple(handed)
+
+    def _seen(self, event: Event) -> None:
+        if self.watch is not None:
+            self.watch(event)
 
     def _happened(self, events: Sequence[Event], minds: Mapping[str, Mind]) -> None:
         if self.keep is not None:

@@ -1,0 +1,109 @@
+"""The page in a real browser: a whole session, wide and narrow, without a complaint and without another host."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Running
+
+webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
+
+TOLD, ASKED = "The old mill is run by Anna.", "Who runs the old mill?"
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(params=SIZES)
+def browser(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """A browser of a size that writes down what it asks for and what it complains of."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    width, height = SIZES[request.param]
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": request.param == "phone"},
+    )
+    yield request.param, driver
+    driver.quit()
+
+
+def until(driver: Any, script: str) -> Any:
+    """Wait until a script in the page returns something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, 30).until(lambda page: page.execute_script(f"return {script}"))
+
+
+def say(driver: Any, to: str, words: str) -> None:
+    """Say something as a user does, and wait for the answer."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    Select(driver.find_element(By.ID, "to")).select_by_visible_text(to)
+    field = driver.find_element(By.ID, "words")
+    field.send_keys(words)
+    field.submit()
+    until(driver, "!document.querySelector('#say button').disabled && document.querySelector('#words').value === ''")
+
+
+def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any], tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    size, driver = browser
+    server = serve()
+    driver.get(server.url)
+    driver.find_element(By.CSS_SELECTOR, "#begin button").click()
+    until(driver, "document.querySelectorAll('#minds li').length === 3")
+    say(driver, "lyra", TOLD)
+    say(driver, "cc", ASKED)
+    replies = "[...document.querySelectorAll('#{} li.replied')].map((each) => each.textContent)"
+    until(driver, "document.querySelectorAll('#totals tbody tr').length === 2")
+    for side in ("main", "beside-side"):
+        assert driver.execute_script(f"return {replies.format(side)}") == ["lyra: unknown", "cc: Anna"]
+    moved = driver.find_element(By.CSS_SELECTOR, "#main li.moved").text
+    assert moved.startswith("lyra to cc by kv: 2 passages, 35 columns, 4.6 kB, 27 tokens read")
+    # Seen as it happened: a parcel was on its way.
+    assert driver.execute_script("return document.querySelectorAll('#graph line').length") == 3
+    driver.find_elements(By.CSS_SELECTOR, "#minds button")[2].click()
+    until(driver, "!document.querySelector('#heat').hidden")
+    assert "cc: size of the values of" in driver.find_element(By.ID, "inspect-told").text
+    assert [each.text for each in driver.find_elements(By.CSS_SELECTOR, "#spans span")] == [
+        "the user's words", "lyra's words", "cc's words",
+    ]  # fmt: skip
+    # Nothing is wider than the window.
+    assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    say(driver, "cc", "x")
+    assert driver.execute_script(f"return {replies.format('main')}.length") == 3
+    folder = Path(os.environ.get("UNSPOKEN_SCREENSHOTS", tmp_path))
+    driver.save_screenshot(str(folder / f"page-{size}.png"))
+    assert (folder / f"page-{size}.png").stat().st_size > 10_000
+    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = {each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"}
+    assert urls
+    assert all(url.startswith((server.url, "data:")) for url in urls)
+
+
+def test_what_is_refused_is_told_on_the_page(serve: Running, browser: tuple[str, Any]) -> None:
+    from selenium.webdriver.common.by import By
+
+    _, driver = browser
+    driver.get(serve().url)
+    field = driver.find_element(By.ID, "channel")
+    field.clear()
+    field.send_keys("telepathy")
+    field.submit()
+    until(driver, "document.querySelector('#status.bad')")
+    assert "no channel named 'telepathy'" in driver.find_element(By.ID, "status").text
