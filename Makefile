@@ -49,7 +49,7 @@ oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet $(TORCH)
 	$(VENV)-oldest/bin/pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-oldest/bin/pip install --quiet --editable ".[llamacpp,compress,identity,serve]" --group dev $(TORCH) transformers==$(OLDEST_TRANSFORMERS)
+	$(VENV)-oldest/bin/pip install --quiet --editable ".[llamacpp,compress,identity,serve,mcp]" --group dev $(TORCH) transformers==$(OLDEST_TRANSFORMERS)
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -n 2 --dist loadfile tests/engines tests/transforms tests/test_smollm2.py
 
 setup: $(VENV)/installed
@@ -58,7 +58,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp]" --group dev
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@
     ├── SealRefused           a file that nobody known vouches for, here and now
     ├── DecryptionFailed      an encrypted file that this secret does not open
     ├── SpotCheckFailed       a cache whose columns are not what its tokens make
+    ├── ServerRefused         a server that refuses, or is not there
     ├── BudgetSpent           a session that has used what it may
     ├── ContextOverflow       more columns than the model was trained for
     └── StorageError          a folder or file that cannot be read or written
@@ -76,6 +77,10 @@ class DecryptionFailed(UnspokenError):
 
 class SpotCheckFailed(UnspokenError):
     """A cache whose columns, computed again from its token ids, come out otherwise, or that cannot be checked."""
+
+
+class ServerRefused(UnspokenError):
+    """A server that refuses what is asked of it, or cannot be reached."""
 
 
 class BudgetSpent(UnspokenError):

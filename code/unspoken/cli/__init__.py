@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "Show what a cache file is.",
     "keys": "Make keys to seal with, and say whose keys are trusted.",
     "leak": "Read the text out of a cache file, as anybody with the model can.",
+    "mcp": "Hand over and recall as tools of the Model Context Protocol.",
     "plan": "Tell what of a model fits a machine, and which command to run.",
     "prove": "Prove, with controls, that understanding moves through a cache.",
     "redact": "Take a system prompt or other columns out of a cache file.",
