@@ -31,7 +31,7 @@ def main(url: str = URL) -> str:
     client = Client(url)
 
     def lyra(state: State) -> State:
-        read = client.complete(state["report"], keep="content", max_tokens=8)
+        read = client.complete(state["report"], keep="content", max_tokens=1)
         return {"handle": read.kept.handle if read.kept else "", "report": ""}
 
     def cc(state: State) -> State:

@@ -20,14 +20,14 @@ def main(url: str = URL) -> str:
     """Let Lyra read, and CC answer from her cache."""
     name = Client(url).models()[0]
 
-    def model(**transfer: object) -> OpenAIModel:
+    def model(tokens: int = 32, **transfer: object) -> OpenAIModel:
         extra = {"kv_transfer_params": transfer}
-        return OpenAIModel(name, api_base=f"{url}/v1", api_key="any", extra_body=extra, max_tokens=32)
+        return OpenAIModel(name, api_base=f"{url}/v1", api_key="any", extra_body=extra, max_tokens=tokens)
 
     def user(text: str) -> list[ChatMessage]:
         return [ChatMessage(role="user", content=text)]
 
-    read = model(keep="content").generate(user(REPORT))
+    read = model(1, keep="content").generate(user(REPORT))
     handle = read.raw.model_extra["kv_transfer_params"]["handle"]
     question = "Who runs the northern station? Answer briefly."
     answer = model(handles=[handle]).generate(user(question))

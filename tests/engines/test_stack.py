@@ -142,13 +142,13 @@ def test_a_graft_replaces_the_last_residual_of_its_own_turn(tiny_engine: Engines
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_is_what_transformers_own_slow_function_shows(
-    tiny_engine: Engines, content: PromptOf, kind: str
+    tiny_engine: Engines, tiny_model: Callable[..., Any], content: PromptOf, kind: str
 ) -> None:
     engine = tiny_engine(kind)
     past, question = engine.prefill(content(engine, SOURCE)), content(engine, QUESTION)
     shown = engine.attention(question, past, probes=4)
     ids = torch.tensor([[*(past.manifest.token_ids or ()), *question.token_ids]])
-    model: Any = tiny_engine(kind)._model
+    model = tiny_model(kind)  # One of its own: the engine's is used by other tests.
     model.set_attn_implementation("eager")
     expected = model(ids, output_attentions=True).attentions
     assert len(shown) == len(expected)

@@ -52,4 +52,4 @@ def test_no_request_makes_the_server_fail(described: Any, kind: str) -> None:
                 raise
         tried.add(operation.label)
     assert "POST /v1/chat/completions" in tried
-    assert len(tried) == 9
+    assert len(tried) == 16

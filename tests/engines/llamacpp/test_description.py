@@ -281,7 +281,7 @@ def test_a_version_tells_library_weights_cells_and_device(tiny_llama: Engines, l
     ],
 )  # fmt: skip
 def test_the_precision_is_the_coarsest_type_that_is_computed_in(weights: str, kv_type: str, precision: str) -> None:
-    described = module.Description(FakeEngine().spec, "", weights)
+    described = module.Description(FakeEngine().spec, "", "", weights)
     assert _precision(described, ElementType.named(kv_type)) == precision
     assert precision in BOUNDS
 
