@@ -139,6 +139,26 @@ def test_a_line_that_cannot_be_said_is_told_and_the_rest_goes_on(unspoken: Progr
     ]
 
 
+def test_in_a_terminal_every_answer_is_seen(unspoken: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter([TOLD, f"@all {ASKED}", "/quit"])
+    monkeypatch.setattr("unspoken.cli.talk._is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    told = unspoken("chat", *FAKE)
+    assert told.code == 0
+    answers = [line for line in told.out.splitlines() if line.split(":")[0] in ("lyra", "vera", "cc")]
+    assert [line.split(":")[0] for line in answers] == ["lyra", "lyra", "vera", "cc"]
+    assert answers[0] == "lyra: unknown"
+
+
+def test_what_cannot_be_rejoined_leaves_the_fork_as_it_is(unspoken: Program) -> None:
+    talk = f"/fork idea\n@cc {TOLD}\n/rejoin\n@cc {ASKED}\n/drop\n/who\n".encode()
+    told = unspoken("chat", *FAKE, "--budget", "exchanges=1", stdin=b"@lyra Hi.\n" + talk)
+    assert told.code == 2
+    # The session had used what it may before the fork: nothing can be said there, nor taken in from it; it can be left.
+    assert told.err.count("Error: The session has used 1 exchanges of 1.") == 3
+    assert "There is no command" not in told.err
+
+
 def test_a_budget_ends_it(unspoken: Program) -> None:
     told = unspoken("chat", *FAKE, "--budget", "exchanges=1,bytes=5", stdin=TALK)
     assert told.code == 2

@@ -193,6 +193,26 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         sources(tmp_path / "b.zip")
 
 
+@pytest.mark.parametrize("damage", ["password", "packing", "bytes"])
+def test_a_zip_file_that_cannot_be_unpacked_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "export.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("conversations.json", json.dumps(talks(50)))
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    if damage == "password":
+        data[6] |= 1
+        data[central + 8] |= 1
+    elif damage == "packing":
+        data[8], data[central + 10] = 97, 97
+    else:
+        data[80:120] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match=r"zip file .* cannot be read: "):
+        load(tmp_path / "m", path)
+    Memory(tmp_path / "m", "lyra").close()
+
+
 def test_only_its_owner_can_read_a_memory(tmp_path: Path) -> None:
     export = tmp_path / "a.json"
     export.write_text(json.dumps(talks(1)))

@@ -104,7 +104,7 @@ def test_an_answer_that_takes_too_long_is_told(serve: Running) -> None:
     engine.go_on.set()
 
 
-def test_one_that_fails_takes_nobody_along(serve: Running) -> None:
+def test_one_that_fails_takes_nobody_along(serve: Running, caplog: pytest.LogCaptureFixture) -> None:
     class Picky(Slow):
         def generate(self, turns: Any, limits: Limits, hear: Any = None) -> tuple[Generation, ...]:
             if any("poison" in self.decode(turn.prompt.token_ids) for turn in turns):
@@ -114,8 +114,12 @@ def test_one_that_fails_takes_nobody_along(serve: Running) -> None:
     server = serve(Picky())
     bodies = [body(at) for at in range(6)]
     bodies[3]["messages"][0]["content"] = "poison"
+    caplog.set_level("INFO")
     answers = asyncio.run(all_at_once(server.url, bodies))
     assert [response.status_code for response in answers] == [200, 200, 200, 500, 200, 200]
+    # It is told where it failed, and not what was said.
+    assert '"error": "ValueError", "where": "test_load.py:' in caplog.text
+    assert "poison" not in caplog.text
     assert answers[3].json()["error"]["message"] == "Something went wrong within the server."
     assert [text(answers[at]) for at in (0, 1, 2, 4, 5)] == ["A0", "A1", "A2", "A4", "A5"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 
 from unspoken.engines.fake import FakeEngine
 
@@ -43,13 +46,8 @@ def test_no_request_makes_the_server_fail(described: Any, kind: str) -> None:
             if response.status_code >= 400:
                 assert response.json()["error"]["message"]
 
-        try:
+        with contextlib.suppress(unittest.SkipTest, Unsatisfiable):  # A route that takes nothing has nothing wrong.
             send()
-        except schemathesis.errors.InvalidSchema:
-            raise
-        except Exception as error:
-            if "SkipTest" not in type(error).__name__ and "Unsatisfiable" not in type(error).__name__:
-                raise
         tried.add(operation.label)
     assert "POST /v1/chat/completions" in tried
     assert len(tried) == 16

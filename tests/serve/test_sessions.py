@@ -68,6 +68,17 @@ def test_who_watches_sees_it_happen(serve: Running) -> None:
     assert [event["event"] for event in found] == ["said", "piece", "replied", "settled"]
 
 
+def test_who_watches_a_session_that_is_ended_is_let_go(serve: Running) -> None:
+    client, path = begun(serve())
+    other = httpx.Client(base_url=client.base_url, timeout=30)
+    watching = threading.Thread(target=lambda: seen(other, path, 1000))
+    watching.start()
+    client.post(f"{path}/say", json={"to": "lyra", "words": TOLD})
+    client.delete(path)
+    watching.join(timeout=8)
+    assert not watching.is_alive()
+
+
 def test_all_are_spoken_to_in_turn(serve: Running) -> None:
     client, path = begun(serve(), topology="relay")
     events = client.post(f"{path}/say", json={"to": "all", "words": TOLD}).json()["events"]

@@ -51,7 +51,7 @@ class Terminal:
         self._sessions, self._twins = [session], [twin]
         self._limits, self._show_text, self._as_json = limits, show_text, as_json
         self._to = session.agents[0]
-        self._typing = sys.stdin.isatty() and not as_json
+        self._typing = _is_terminal() and not as_json
 
     def run(self) -> None:
         """Read lines until they end.
@@ -106,10 +106,10 @@ class Terminal:
         session, twin = self._session, self._twins[-1]
         if to == EVERYBODY:
             for exchange in session.round(words, limits=self._limits):
-                self._show(exchange, self._beside(twin, exchange))
+                self._show(exchange, self._beside(twin, exchange), streamed=False)
             return
         exchange = session.say(to, words, limits=self._limits, hear=self._hear(to))
-        self._show(exchange, self._beside(twin, exchange))
+        self._show(exchange, self._beside(twin, exchange), streamed=self._typing)
 
     def _hear(self, to: str) -> Any:
         """Return what prints an answer while it is made; nothing where nobody watches."""
@@ -144,15 +144,17 @@ class Terminal:
                 raise UsageError(f"There is no command {name} here.", "/help lists them.")
 
     def _leave(self, how: str) -> None:
-        fork, twin = self._sessions.pop(), self._twins.pop()
-        if how == "/rejoin":
-            for told in self._session.rejoin(fork).handed:
-                self._show_moved(told, fork)
-            outer = self._twins[-1]
+        if how == "/rejoin":  # First: what is refused leaves everybody in the fork.
+            fork, twin, outer = self._session, self._twins[-1], self._twins[-2]
+            handed = self._sessions[-2].rejoin(fork).handed
             if outer is not None and twin is not None:
                 outer.rejoin(twin, outer.channel)
+            for told in handed:
+                self._show_moved(told, fork)
+        self._sessions.pop()
+        self._twins.pop()
 
-    def _show(self, exchange: Exchange, beside: Exchange | None) -> None:
+    def _show(self, exchange: Exchange, beside: Exchange | None, *, streamed: bool) -> None:
         if self._as_json:
             told = {"events": msgspec.to_builtins(exchange.events)}
             if beside is not None:
@@ -160,7 +162,7 @@ class Terminal:
             click.echo(json.dumps(told, ensure_ascii=False))
             sys.stdout.flush()
             return
-        self._show_answer(exchange, self._session, streamed=self._typing)
+        self._show_answer(exchange, self._session, streamed=streamed)
         twin = self._twins[-1]
         if beside is not None and twin is not None:
             click.echo(f"  by {twin.channel} instead:")
@@ -205,6 +207,10 @@ def _passages(session: Session, told: HandedOver) -> list[Passage]:
     held = {each.passage.name: each.passage for each in session.mind(told.receiver).held if each.start < each.stop}
     messages = [passage for name, passage in held.items() if name.endswith(f">{told.receiver}")]
     return [held[name] for name in told.passages if name in held] or messages[-1:]
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _spent(session: Session) -> str:

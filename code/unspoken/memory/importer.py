@@ -18,14 +18,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from unspoken.errors import StorageError, UsageError
 from unspoken.memory.formats import CONVERSATIONS, conversation, shape
 from unspoken.memory.pieces import spoken
 from unspoken.memory.sources import Source
 from unspoken.memory.stream import Element
-from unspoken.trust.files import private_folder
+from unspoken.trust.files import held, private_folder
 
 # How many records, or bytes of them, are written down at once.
 RECORDS, BYTES = 2000, 4 << 20
@@ -123,20 +122,16 @@ class Memory:
         self.agent = agent
         self.pieces = private_folder(folder, "memories") / f"{agent}.jsonl"
         self.left_out = folder / f"{agent}.skipped.jsonl"
-        self._lock = FileLock(folder / f"{agent}.lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"The memory of {agent} is open in another process.", "Wait until it has ended."
-            ) from error
+        self._lock = held(folder / f"{agent}.lock", f"memory of {agent}")
         try:
             self._index = sqlite3.connect(folder / f"{agent}.index.sqlite", isolation_level=None)
             self._index.executescript(_TABLES)
             for path in (self.pieces, self.left_out):
                 self._cut(path)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, StorageError) as error:
             self._lock.release()
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"The memory of {agent} in {folder} cannot be used: {error}.", _MEND) from error
 
     def __enter__(self) -> Memory:

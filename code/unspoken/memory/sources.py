@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,7 @@ class Source:
                 file.seek(offset)
                 yield file
             return
-        with _zipped(self.path) as archive, archive.open(self.member) as opened:
-            member = cast(BufferedIOBase, opened)
+        with _zipped(self.path) as archive, _member(archive, self.path, self.member) as member:
             while offset:  # To go to a place in a member is to read everything before it.
                 offset -= len(member.read(min(offset, CHUNK_BYTES)))
             yield member
@@ -133,10 +133,20 @@ def _zipped(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             with zipfile.ZipFile(path) as archive:
                 yield archive
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise StorageError(
-                f"The zip file {path} cannot be read: {error}.", "Fetch it again, or unpack it and import the folder."
-            ) from error
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _member(archive: zipfile.ZipFile, path: Path, name: str) -> BufferedIOBase:
+    try:
+        return cast(BufferedIOBase, archive.open(name))
+    except (NotImplementedError, RuntimeError) as error:  # Packed in a way that is not known; or with a password.
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> StorageError:
+    told = str(error).rstrip(".") or type(error).__name__
+    return StorageError(f"The zip file {path} cannot be read: {told}.", "Fetch it again, or unpack it and import that.")
 
 
 @contextmanager

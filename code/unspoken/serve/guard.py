@@ -6,6 +6,8 @@ import json
 import logging
 import secrets
 import time
+import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
@@ -65,15 +67,22 @@ class _Watched:
         is_upload = scope["path"] == UPLOAD and scope["method"] == "POST"
         most = self._service.settings.upload_bytes if is_upload else self._service.settings.body_bytes
 
+        started = False
+
         async def told(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 message.setdefault("headers", []).append((b"x-request-id", number.encode()))
             await send(message)
 
         try:
             await self._app(scope, _limited(receive, most), told)
+        except Exception as error:  # Unforeseen: told here, or a traceback would tell its words, maybe a user's.
+            LOG.error(json.dumps({"request": number, "error": type(error).__name__, "where": _where(error)}))
+            if not started:
+                unforeseen = Refusal(500, "Something went wrong within the server.", "internal")
+                await JSONResponse(unforeseen.body(), 500)(scope, receive, told)
         finally:
             self._write(scope, number, status, time.perf_counter() - began)
 
@@ -84,6 +93,12 @@ class _Watched:
         told = {"request": number, "method": scope["method"], "route": route, "status": status}
         told |= {"agent": scope["state"]["agent"], "seconds": round(seconds, 4)}
         LOG.info(json.dumps(told))
+
+
+def _where(error: Exception) -> str:
+    """Return the file and line an error comes from; its words may be a user's."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
 
 
 def _limited(receive: Receive, most: int) -> Receive:
@@ -114,9 +129,9 @@ def install(app: FastAPI, service: Service) -> None:
 
     async def failed(_: Request, error: Exception) -> JSONResponse:
         found = refused(error)
-        if found is None or found.status >= 500:
-            LOG.error(json.dumps({"error": type(error).__name__, "told": str(error)[:200]}))
-        return answered(found or Refusal(500, "Something went wrong within the server.", "internal"))
+        if found is None:
+            raise error
+        return answered(found)
 
     async def invalid(_: Request, error: Any) -> JSONResponse:
         first = error.errors()[0]
@@ -131,7 +146,6 @@ def install(app: FastAPI, service: Service) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unknown)
-    kinds: tuple[type[Exception], ...] = (*REFUSED, UnspokenError, Exception)
-    for kind in kinds:
+    for kind in (*REFUSED, UnspokenError):
         app.add_exception_handler(kind, failed)
     app.add_middleware(_Watched, service=service)

@@ -65,6 +65,7 @@ class Talk:
         twin: The same by another channel.
         seen: What those who watch are told, in order.
         news: Set, and replaced, whenever there is more.
+        is_over: Whether it was ended; those who watch it are then let go.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Talk:
     loop: asyncio.AbstractEventLoop
     seen: list[dict[str, Any]] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    is_over: bool = False
 
     def tell(self, side: Side, told: dict[str, Any]) -> None:
         """Let those who watch know of something; called from any thread."""
@@ -91,6 +93,8 @@ class Talk:
             while since < len(self.seen):
                 yield self.seen[since]
                 since += 1
+            if self.is_over:
+                return
             try:
                 await asyncio.wait_for(news.wait(), timeout=10)
             except TimeoutError:
@@ -155,7 +159,10 @@ class Talks:
 
     def end(self, name: str, agent: str) -> None:
         """Forget a session."""
-        del self._talks[self.get(name, agent).name]
+        talk = self.get(name, agent)
+        del self._talks[name]
+        talk.is_over = True
+        talk.news.set()
 
     def say(self, talk: Talk, wanted: WantedWords) -> Future[list[dict[str, Any]]]:
         """Say something in a session, in its turn, and return what will come of it.

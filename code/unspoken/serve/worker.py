@@ -80,7 +80,7 @@ class Worker:
         self._jobs: queue.Queue[Job | Call | None] = queue.Queue(waiting)
         self._together = together
         self._left_over: list[Job | Call] = []
-        self._running = 0
+        self._running, self._closed = 0, False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -116,7 +116,7 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        while self._left_over or not self._closed:
             first = self._left_over.pop(0) if self._left_over else self._jobs.get()
             if first is None:
                 return
@@ -145,7 +145,7 @@ class Worker:
             except queue.Empty:
                 break
             if arrived is None:
-                self._jobs.put(None)  # To be met again when this batch is done.
+                self._closed = True
                 break
             sort(arrived)
             if len(others) >= self._together:

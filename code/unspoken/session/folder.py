@@ -17,7 +17,6 @@ from functools import reduce
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from unspoken.cache import KVCache
 from unspoken.cachefile import read_cache, write_cache
@@ -28,7 +27,7 @@ from unspoken.session.events import Event, Passage
 from unspoken.session.mind import Held, Mind
 from unspoken.session.replay import replay
 from unspoken.session.session import Session
-from unspoken.trust.files import private_folder, write_small
+from unspoken.trust.files import held, private_folder, write_small
 
 CONFIG, LOG, COLUMNS, LOCK = "session.json", "log.jsonl", "columns", "lock"
 
@@ -73,16 +72,10 @@ class SessionFolder:
         self.path = path
         private_folder(path, "session")
         private_folder(path / COLUMNS, "session")
-        self._lock = FileLock(path / LOCK, timeout=0)
+        self._lock = held(path / LOCK, f"session in {path}")
         self._columns: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._entries = 0
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"The session in {path} is open in another process.", "End that one, or begin another session."
-            ) from error
 
     def __enter__(self) -> SessionFolder:
         return self
@@ -185,8 +178,8 @@ class SessionFolder:
         file = f"{stem}.kv.safetensors"
         if start < mind.columns:
             write_cache(mind.prefix.slice(start, mind.columns), self.path / COLUMNS / file)
-        held = tuple((each.passage, each.start, each.stop) for each in mind.held[known:])
-        return Kept(mind.name, file, start, mind.columns, mind.begun, held)
+        passages = tuple((each.passage, each.start, each.stop) for each in mind.held[known:])
+        return Kept(mind.name, file, start, mind.columns, mind.begun, passages)
 
     def _logged(self) -> tuple[list[Entry], int | None]:
         """Return the log's lines, and where it is to be cut if its last one was not written to the end."""
@@ -231,5 +224,5 @@ class SessionFolder:
                 f"{agent.name} has {cache.columns} columns kept in {self.path}, expected {kept[-1].stop}.",
                 "Bring the folder back from a copy.",
             )
-        held = tuple(Held(*each) for part in kept for each in part.held)
-        return Mind(agent, cache, held, kept[-1].begun)
+        passages = tuple(Held(*each) for part in kept for each in part.held)
+        return Mind(agent, cache, passages, kept[-1].begun)

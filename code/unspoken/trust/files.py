@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from unspoken.errors import StorageError
 
@@ -116,6 +116,28 @@ def private_folder(path: Path, what: str) -> Path:
             "Set UNSPOKEN_HOME to a folder you may write to.",
         ) from error
     return path
+
+
+def held(path: Path, what: str) -> FileLock:
+    """Return the lock of something that one process has open at a time, taken; the caller releases it.
+
+    Args:
+        path: The lock's file.
+        what: What it is, for the error: "session in ...".
+
+    Raises:
+        StorageError: If another process has it, or the file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StorageError(
+            f"The {what} is open in another process.", "Wait until that has ended, or end it."
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Mend its folder's permissions.") from error
+    return lock
 
 
 @contextlib.contextmanager
