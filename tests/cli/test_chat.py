@@ -202,3 +202,20 @@ def test_agents_come_from_cards(unspoken: Program, tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be_are_refused(unspoken: Program, options: tuple[str, ...], problem: str) -> None:
     clear(unspoken("chat", *FAKE, *options, stdin=TALK), problem)
+
+
+def test_agents_whose_cards_name_a_key_seal_what_is_kept(unspoken: Program, tmp_path: Path) -> None:
+    card = tmp_path / "lyra.yaml"
+    card.write_text("name: lyra\ncard: You are Lyra.\nkey: lyra-2026\n")
+    where = ("--agents", f"{card},cc", "--session", "talk", "--sessions", tmp_path)
+    told = unspoken("chat", *FAKE, *where, stdin=TALK)
+    assert "Error: There is no private key 'lyra-2026'" in told.err
+    assert unspoken("keys", "create", "lyra-2026").code == 0
+    assert unspoken("chat", *FAKE, *where, stdin=TALK).code == 0
+    assert unspoken("chat", *FAKE, *where, stdin=b"@lyra Who?\n").err == ""
+    first, *_, last = sorted((tmp_path / "talk" / "columns").iterdir())
+    assert "'lyra', key" in unspoken("inspect", first).out
+    first.write_bytes(last.read_bytes())  # By the right key, and sealed for another place.
+    again = unspoken("chat", *FAKE, *where, stdin=TALK)
+    assert again.out == ""
+    assert "is not as lyra has kept it" in again.err

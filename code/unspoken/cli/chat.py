@@ -12,6 +12,8 @@ import msgspec
 
 from unspoken.cli.ask import require_text
 from unspoken.cli.common import model_options, note, opened, quick_start, shelf
+from unspoken.cli.passphrases import KEY_VARIABLE, asked
+from unspoken.cli.trusting import keys_folder
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from unspoken.session.config import AgentConfig, SessionConfig
     from unspoken.session.folder import SessionFolder
     from unspoken.session.handover import Recognise
+    from unspoken.trust.keys import SigningKey
 
 # What is written down with a session, and cannot be another one when it goes on.
 SETTLED = ("agents", "channel", "topology", "links", "model", "engine")
@@ -84,6 +87,7 @@ def chat(
         session = config.session(engines, spending, recogniser(engines[0]) if recognise else None, shelf())
         twin = None if beside is None else session.anew(channel=beside)
         if folder is not None:
+            folder.keys = _keys(config)
             if not folder.exists():
                 folder.begin(config)
             lost = folder.resume(session)
@@ -170,10 +174,22 @@ def _config(agents: str, channel: str, topology: str, links: Sequence[str], mode
         if not given.endswith((".yaml", ".yml")):
             return AgentConfig(given, "", model, engine)
         card = read_card(given)
-        return AgentConfig(card.name, card.system(Path(given).parent), card.model or model, card.engine or engine)
+        return AgentConfig(
+            card.name, card.system(Path(given).parent), card.model or model, card.engine or engine, key=card.key
+        )
 
     given = [each.strip() for each in agents.split(",") if each.strip()]
     return SessionConfig(tuple(map(agent, given)), channel, topology, read_links(links))
+
+
+def _keys(config: SessionConfig) -> dict[str, SigningKey]:
+    """Return the key of each agent whose card names one."""
+    from unspoken.trust.keys import load_key
+
+    def loaded(key: str) -> SigningKey:
+        return load_key(key, keys_folder(), lambda: asked(KEY_VARIABLE, f"key '{key}'"))
+
+    return {agent.name: loaded(agent.key) for agent in config.agents if agent.key is not None}
 
 
 def _folder(name: str, sessions: Path | None) -> SessionFolder:

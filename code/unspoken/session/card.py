@@ -24,6 +24,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model, engine: What it runs on, as `load_model` takes them; None for what the others run on.
         memory: A memory (`unspoken data import`) of which it has the latest in mind, as a path from the card's folder.
         memory_letters: Most letters of it.
+        key: Name of a key (`unspoken keys`) that it seals the columns of kept sessions with.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str | None = None
     memory: str | None = None
     memory_letters: Annotated[int, msgspec.Meta(ge=1)] = 4000
+    key: str | None = None
 
     def system(self, folder: Path) -> str:
         """Return the system prompt with what the agent remembers.

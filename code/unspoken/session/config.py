@@ -25,6 +25,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         card: Its system prompt; empty for the plain one.
         model, engine: What it runs on, as `load_model` takes them.
         weights: Fingerprint of the model it ran on; None if it has not run.
+        key: Name of the key it seals its columns with; None seals nothing.
     """
 
     name: str
@@ -32,6 +33,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     engine: str
     weights: str | None = None
+    key: str | None = None
 
 
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

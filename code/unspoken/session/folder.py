@@ -26,8 +26,10 @@ from unspoken.session.config import VERSION, SessionConfig
 from unspoken.session.events import Event, Passage
 from unspoken.session.mind import Held, Mind
 from unspoken.session.replay import replay
+from unspoken.session.sealing import Sealer
 from unspoken.session.session import Session
 from unspoken.trust.files import held, private_folder, write_small
+from unspoken.trust.keys import SigningKey
 
 CONFIG, LOG, COLUMNS, LOCK = "session.json", "log.jsonl", "columns", "lock"
 
@@ -64,12 +66,16 @@ class SessionFolder:
     Args:
         path: The folder; made, for its owner alone, by `begin`.
 
+    Attributes:
+        keys: What each agent seals its columns with, by the agent's name; those without a key seal nothing.
+
     Raises:
         StorageError: If another process has it open, or it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.keys: Mapping[str, SigningKey] = {}
         private_folder(path, "session")
         private_folder(path / COLUMNS, "session")
         self._lock = held(path / LOCK, f"session in {path}")
@@ -129,6 +135,7 @@ class SessionFolder:
 
         Raises:
             StorageError: If the log cannot be read, or is damaged before its end.
+            SealRefused: If an agent has a key, and columns of its mind are not as it has sealed them.
             UnspokenError: As reading again may.
         """
         entries, sound = self._logged()
@@ -177,9 +184,19 @@ class SessionFolder:
         start, known = self._columns.get(mind.name, 0), self._held.get(mind.name, 0)
         file = f"{stem}.kv.safetensors"
         if start < mind.columns:
-            write_cache(mind.prefix.slice(start, mind.columns), self.path / COLUMNS / file)
+            # Whoever its columns came from: they are this agent's now.
+            write_cache(mind.prefix.slice(start, mind.columns).labelled(sender=mind.name), self.path / COLUMNS / file)
+            self._sealer.seal(self.path / COLUMNS / file, mind.name)
         passages = tuple((each.passage, each.start, each.stop) for each in mind.held[known:])
         return Kept(mind.name, file, start, mind.columns, mind.begun, passages)
+
+    def _read(self, kept: Kept) -> KVCache:
+        path = self.path / COLUMNS / kept.file
+        return read_cache(path, header=self._sealer.header(path, kept.agent))
+
+    @property
+    def _sealer(self) -> Sealer:
+        return Sealer(self.path.name, self.keys)
 
     def _logged(self) -> tuple[list[Entry], int | None]:
         """Return the log's lines, and where it is to be cut if its last one was not written to the end."""
@@ -215,7 +232,7 @@ class SessionFolder:
 
     def _joined(self, session: Session, kept: Sequence[Kept]) -> Mind:
         agent = session.agent(kept[0].agent)
-        columns = [read_cache(self.path / COLUMNS / each.file) for each in kept if each.start < each.stop]
+        columns = [self._read(each) for each in kept if each.start < each.stop]
         for each in columns:
             require_compatible(each.spec, agent.engine.spec)
         cache = reduce(KVCache.concat, columns)

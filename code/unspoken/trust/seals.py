@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import msgspec
 from blake3 import blake3
@@ -27,7 +27,6 @@ from unspoken.errors import SealRefused, UsageError
 from unspoken.trust.files import readable, replacing
 from unspoken.trust.keys import SigningKey
 from unspoken.trust.nonces import SKEW_SECONDS
-from unspoken.trust.store import TrustStore
 
 COPY_BYTES = 1 << 20
 AGAIN = "Ask the sender to seal it again and to send it anew."
@@ -44,6 +43,15 @@ class Trusted:
 
     sender: str
     seal: Seal
+
+
+@runtime_checkable
+class Senders(Protocol):
+    """Knows whose key is whose: a `TrustStore`, say."""
+
+    def find(self, key: str) -> str | None:
+        """Return whose a public key is, given in hex; None for a stranger's."""
+        ...
 
 
 def seal_file(
@@ -96,7 +104,7 @@ def seal_file(
 
 
 def verify_seal(
-    header: Header, store: TrustStore, *, now: int, session: str | None = None, expected_sender: str | None = None
+    header: Header, store: Senders, *, now: int, session: str | None = None, expected_sender: str | None = None
 ) -> Trusted:
     """Return who vouches for a file, by its header alone; no tensor is touched.
 
