@@ -60,10 +60,10 @@ def serve(tmp_path: Path) -> Iterator[Running]:
 
     running: list[Server] = []
 
-    def start(engine: Any = None, **settings: Any) -> Server:
+    def start(engine: Any = None, recognise: Any = None, **settings: Any) -> Server:
         kept = replace(Settings(), **settings)
         folder = tmp_path / f"caches{len(running)}"
-        service = Service(engine or FakeEngine(), kept, folder, TrustStore(tmp_path / "keys"))
+        service = Service(engine or FakeEngine(), kept, folder, TrustStore(tmp_path / "keys"), recognise)
         running.append(Server(service))
         return running[-1]
 

@@ -62,7 +62,7 @@ def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any], t
     from selenium.webdriver.common.by import By
 
     size, driver = browser
-    server = serve()
+    server = serve(recognise=lambda columns: "lyra" if columns.columns else None)
     driver.get(server.url)
     driver.find_element(By.CSS_SELECTOR, "#begin button").click()
     until(driver, "document.querySelectorAll('#minds li').length === 3")
@@ -74,6 +74,7 @@ def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any], t
         assert driver.execute_script(f"return {replies.format(side)}") == ["lyra: unknown", "cc: Anna"]
     moved = driver.find_element(By.CSS_SELECTOR, "#main li.moved").text
     assert moved.startswith("lyra to cc by kv: 2 passages, 35 columns, 4.6 kB, 27 tokens read")
+    assert moved.endswith("recognised as lyra")
     # Seen as it happened: a parcel was on its way.
     assert driver.execute_script("return document.querySelectorAll('#graph line').length") == 3
     driver.find_elements(By.CSS_SELECTOR, "#minds button")[2].click()

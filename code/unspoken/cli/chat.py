@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from unspoken.cli.ask import require_text
-from unspoken.cli.common import model_options, note, opened, quick_start, shelf
+from unspoken.cli.common import model_options, opened, quick_start, shelf
 from unspoken.cli.passphrases import KEY_VARIABLE, asked
+from unspoken.cli.recognised import recogniser
 from unspoken.cli.trusting import keys_folder
 from unspoken.errors import UsageError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from unspoken.session import Budget
     from unspoken.session.config import AgentConfig, SessionConfig
     from unspoken.session.folder import SessionFolder
-    from unspoken.session.handover import Recognise
     from unspoken.trust.keys import SigningKey
 
 # What is written down with a session, and cannot be another one when it goes on.
@@ -139,31 +139,6 @@ def read_links(links: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     if len({link[:2] for link in found}) != len(found):
         raise UsageError("Two channels are given for one link.", "Give one channel for each link.")
     return tuple(found)
-
-
-def recogniser(engine: Engine) -> Recognise:
-    """Return who tells whose columns arrive, by the profiles kept for this model.
-
-    Raises:
-        UsageError: If nobody is enrolled, or nothing is known of the model.
-    """
-    from unspoken.identity.backgrounds import background_for
-    from unspoken.identity.profile import profiles_in
-    from unspoken.identity.recognition import Recogniser
-    from unspoken.modelstore import home
-
-    identities = home() / "identity"
-    known = profiles_in(identities / engine.spec.weights, ())
-    looking = Recogniser(engine, background_for(identities, engine.spec))
-
-    def recognise(columns: Any) -> str | None:
-        try:
-            return looking.identify(columns, known).name
-        except UsageError as error:  # Too few columns to tell by.
-            note(error.problem)
-            return None
-
-    return recognise
 
 
 def _config(agents: str, channel: str, topology: str, links: Sequence[str], model: str, engine: str) -> SessionConfig:

@@ -1,4 +1,4 @@
-"""What is said of a recognised cache, and of a study of recognition."""
+"""Who tells whose columns arrive, and what is said of a recognised cache and of a study of recognition."""
 
 from __future__ import annotations
 
@@ -8,10 +8,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unspoken.cachefile.header import printable
-from unspoken.cli.common import print_json
+from unspoken.cli.common import note, print_json
+from unspoken.errors import UsageError
+from unspoken.modelstore import home
 
 if TYPE_CHECKING:
+    from unspoken.engines.protocol import Engine
     from unspoken.identity.recognition import Identification
+    from unspoken.session.handover import Recognise
+
+
+def recogniser(engine: Engine) -> Recognise:
+    """Return who tells whose columns arrive, by the profiles kept for this model.
+
+    Raises:
+        UsageError: If nobody is enrolled, or nothing is known of the model.
+    """
+    from unspoken.identity.backgrounds import background_for
+    from unspoken.identity.profile import profiles_in
+    from unspoken.identity.recognition import Recogniser
+
+    identities = home() / "identity"
+    known = profiles_in(identities / engine.spec.weights, ())
+    looking = Recogniser(engine, background_for(identities, engine.spec))
+
+    def recognise(columns: Any) -> str | None:
+        try:
+            return looking.identify(columns, known).name
+        except UsageError as error:  # Too few columns to tell by.
+            note(error.problem)
+            return None
+
+    return recognise
 
 
 def facts(cache: Path, found: Identification) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from unspoken.cli.common import model_options, opened
+from unspoken.cli.recognised import recogniser
 from unspoken.errors import EngineUnavailable
 
 # Those who watch a session never end by themselves.
@@ -31,6 +32,7 @@ SHUTDOWN_SECONDS = 3
 @click.option("--keep-mb", default=1024, show_default=True, type=click.IntRange(1), help="Caches of an agent together.")
 @click.option("--keep-seconds", default=3600.0, show_default=True, type=click.FloatRange(1), help="Longest of one.")
 @click.option("--caches", type=click.Path(path_type=Path), help="Folder of its own for caches; emptied at the start.")
+@click.option("--recognise", is_flag=True, help="In sessions, say whose columns arrive (see `unspoken identity`).")
 @model_options
 def serve(
     host: str,
@@ -44,6 +46,7 @@ def serve(
     keep_mb: int,
     keep_seconds: float,
     caches: Path | None,
+    recognise: bool,
     model: str,
     engine: str,
     loading: dict[str, Any],
@@ -71,7 +74,8 @@ def serve(
         kept=Limits(bytes=keep_mb * MB, seconds=keep_seconds),
     )
     loaded, _ = opened(model, engine, loading)
-    service = Service(loaded, settings, caches or home() / "served", trust_store())
+    telling = recogniser(loaded) if recognise else None
+    service = Service(loaded, settings, caches or home() / "served", trust_store(), telling)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("uvicorn.access").disabled = True  # It writes paths, and handles are in them.
     click.echo(f"{service.model} is served at http://{host}:{port}/v1. Ctrl+C ends it.", err=True)

@@ -22,6 +22,7 @@ from unspoken.serve.schema import Completion, Kept, KVTransfer, Usage
 from unspoken.serve.settings import Settings
 from unspoken.serve.vault import Entry, NoSuchCache, Vault
 from unspoken.serve.worker import Job, Worker
+from unspoken.session.handover import Recognise
 from unspoken.trust.receiving import admit
 from unspoken.trust.store import TrustStore
 
@@ -56,10 +57,18 @@ class Service:
         settings: What it may use.
         folder: Where caches are kept; emptied.
         senders: Whose seals are known.
+        recognise: In sessions, names the agent whose columns arrive.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, folder: Path, senders: TrustStore) -> None:
-        self.engine, self.settings, self.senders = engine, settings, senders
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        folder: Path,
+        senders: TrustStore,
+        recognise: Recognise | None = None,
+    ) -> None:
+        self.engine, self.settings, self.senders, self.recognise = engine, settings, senders, recognise
         self.model, self.born = engine.spec.name, int(time.time())
         self.uploads = threading.Semaphore(settings.uploads)
         self.access = Access.of(settings.tokens)

@@ -123,7 +123,7 @@ class Talks:
         if len(self._talks) >= MOST_TALKS:
             raise TooManyTalks
         agents = (Agent(each.name, self._service.engine, each.card) for each in wanted.agents)
-        session = Session(*agents, channel=wanted.channel, topology=wanted.topology)
+        session = Session(*agents, channel=wanted.channel, topology=wanted.topology, recognise=self._service.recognise)
         twin = None if wanted.beside is None else session.anew(channel=wanted.beside)
         made = Talk(secrets.token_urlsafe(12), owner, session, twin, asyncio.get_running_loop())
         session.watch = lambda event: made.tell("main", seen(event))
