@@ -20,7 +20,7 @@ from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, judged, kl_divergence
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.tasks import build_task
-from unspoken.lab.tasks.protocol import Item, Measure, Source, Task
+from unspoken.lab.tasks.protocol import Character, Item, Measure, Source, Task
 from unspoken.session import Agent, Reply
 from unspoken.spec import fingerprint
 
@@ -116,6 +116,7 @@ class Runner:
         # A batch, and the donor of its last source: what is needed at once.
         self._kept = (self.experiment.batch_sources + 1) * parts
         self._receiver = Agent(self.experiment.receiver, self.engine)
+        self._characters: dict[tuple[Character, int], Agent] = {}
         self._arms: dict[str, Arm] = {name: build_arm(name) for name in self.experiment.arms}
         self._by_id = {source.id: source for source in self.sources}
         # Sources in order of length: a donor, the next in length, is then at hand in the same or the next batch.
@@ -184,22 +185,46 @@ class Runner:
         ]
 
     def _replies(self, arm: str, pairs: Sequence[tuple[Source, Item]], alone: bool) -> tuple[Reply, ...]:
+        asked: dict[str, tuple[Agent, list[tuple[Source, Item]]]] = {}
+        for source, item in pairs:
+            receiver = self._receiver_of(source)
+            asked.setdefault(receiver.name, (receiver, []))[1].append((source, item))
+        replies = {
+            item.id: reply
+            for receiver, theirs in asked.values()
+            for (_, item), reply in zip(theirs, self._answers(arm, receiver, theirs, alone), strict=True)
+        }
+        return tuple(replies[item.id] for _, item in pairs)
+
+    def _answers(
+        self, arm: str, receiver: Agent, pairs: Sequence[tuple[Source, Item]], alone: bool
+    ) -> tuple[Reply, ...]:
         # Alone, the source is read again, so that the time of reading belongs to this very run.
         read: Callable[[Part], Reading] = self._read_again if alone else self._read
         readings = {source.id: self._readings_of(source, read) for source, _ in pairs}
         parts = {id(each): (name, at) for name, found in readings.items() for at, each in enumerate(found)}
         deliveries = self._arms[arm].deliver(
             [Request(readings[source.id], item.question) for source, item in pairs],
-            self._receiver,
+            receiver,
             lambda reading: self._read(self._donor(parts[id(reading)])),
         )
-        return self._receiver.answer(
+        return receiver.answer(
             [item.question for _, item in pairs],
             deliveries,
             Limits(self.experiment.answer_tokens, STOPS[self.measure]),
             [[f" {option}" for option in item.options] for _, item in pairs],
             [item.stem for _, item in pairs],
         )
+
+    def _receiver_of(self, source: Source) -> Agent:
+        return self._receiver if source.cast is None else self._played(source.cast.receiver, self.engine)
+
+    def _played(self, character: Character, engine: Engine) -> Agent:
+        """Return an agent of the task's, with what stands before all it reads computed once."""
+        key = (character, id(engine))
+        if key not in self._characters:
+            self._characters[key] = Agent(character.name, engine, character.card)
+        return self._characters[key]
 
     def _donor(self, part: Part) -> Part:
         """Return the same part of another source; one that has fewer begins again with its first."""
@@ -221,7 +246,11 @@ class Runner:
 
     def _read_again(self, part: Part) -> Reading:
         name, at = part
-        return self._senders[at].read(self._by_id[name].read[at])
+        source = self._by_id[name]
+        sender = self._senders[at]
+        if source.cast is not None:
+            sender = self._played(source.cast.sender, sender.engine)
+        return sender.read(source.read[at])
 
     def _judged(
         self, source: Source, item: Item, arm: str, alone: bool, reply: Reply, skyline: Tensor | None

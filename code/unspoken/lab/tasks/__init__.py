@@ -23,6 +23,7 @@ TASKS = Registry(
         "split-evidence": "unspoken.lab.tasks.split_evidence:SplitEvidence",
         "reading": "unspoken.lab.tasks.reading:ReadingComprehension",
         "countries": "unspoken.lab.tasks.countries:Countries",
+        "character": "unspoken.lab.tasks.character:CharacterTask",
         "tipsheets": "unspoken.lab.tasks.tipsheets:TipSheets",
     },
 )

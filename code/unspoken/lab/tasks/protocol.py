@@ -39,6 +39,20 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
         return (self.gold, *self.others)
 
 
+class Character(msgspec.Struct, frozen=True):
+    """An agent's name and its card."""
+
+    name: str
+    card: str
+
+
+class Cast(msgspec.Struct, frozen=True):
+    """Who reads a source and who is asked about it."""
+
+    sender: Character
+    receiver: Character
+
+
 # Defaults are left out when a task is written down, so that a field that is new changes the hash of no older task.
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     """A text that only the sender reads, and the questions about it. A cluster, for statistics.
@@ -48,12 +62,14 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
         text: All of it.
         items: The questions.
         parts: What different senders read, in this order, where there are several; `text` is these joined.
+        cast: Who the sender and the receiver are, where that belongs to the task; None for the experiment's agents.
     """
 
     id: str
     text: str
     items: tuple[Item, ...]
     parts: tuple[str, ...] = ()
+    cast: Cast | None = None
 
     @property
     def read(self) -> tuple[str, ...]:
