@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -58,10 +59,10 @@ def say(driver: Any, to: str, words: str) -> None:
     until(driver, "!document.querySelector('#say button').disabled && document.querySelector('#words').value === ''")
 
 
-def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any], tmp_path: Path) -> None:
+def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any]) -> None:
     from selenium.webdriver.common.by import By
 
-    size, driver = browser
+    _, driver = browser
     server = serve(recognise=lambda columns: "lyra" if columns.columns else None)
     driver.get(server.url)
     driver.find_element(By.CSS_SELECTOR, "#begin button").click()
@@ -87,14 +88,44 @@ def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any], t
     assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     say(driver, "cc", "x")
     assert driver.execute_script(f"return {replies.format('main')}.length") == 3
+    is_quiet(driver, server.url)
+
+
+@pytest.mark.model
+def test_a_session_of_the_real_model_on_the_page(serve: Running, browser: tuple[str, Any], tmp_path: Path) -> None:
+    """With UNSPOKEN_SCREENSHOTS set to a folder, its pictures are left there: those in the documentation."""
+    from selenium.webdriver.common.by import By
+
+    from unspoken import load_model
+
+    size, driver = browser
+    server = serve(load_model("smollm2-135m"))
+    driver.get(server.url)
+    driver.find_element(By.CSS_SELECTOR, "#begin button").click()
+    until(driver, "document.querySelectorAll('#minds li').length === 3")
+    say(driver, "lyra", "The code of the vault is 4471.")
+    say(driver, "cc", "What is the code of the vault?")
+    until(driver, "document.querySelectorAll('#totals tbody tr').length === 2")
+    driver.find_elements(By.CSS_SELECTOR, "#minds button")[2].click()
+    until(driver, "!document.querySelector('#heat').hidden")
+    assert "in 30 layers" in driver.find_element(By.ID, "inspect-told").text
+    replied = driver.find_elements(By.CSS_SELECTOR, "#main li.replied")[-1].text
+    assert replied.startswith("cc: ")
+    assert "4471" in replied
     folder = Path(os.environ.get("UNSPOKEN_SCREENSHOTS", tmp_path))
-    driver.save_screenshot(str(folder / f"page-{size}.png"))
+    whole = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+    (folder / f"page-{size}.png").write_bytes(base64.b64decode(whole))
     assert (folder / f"page-{size}.png").stat().st_size > 10_000
+    is_quiet(driver, server.url)
+
+
+def is_quiet(driver: Any, url: str) -> None:
+    """See that the page complained of nothing and asked nobody else."""
     assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = {each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"}
     assert urls
-    assert all(url.startswith((server.url, "data:")) for url in urls)
+    assert all(each.startswith((url, "data:")) for each in urls)
 
 
 def test_what_is_refused_is_told_on_the_page(serve: Running, browser: tuple[str, Any]) -> None:

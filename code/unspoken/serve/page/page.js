@@ -51,7 +51,7 @@ function element(parent, kind, attributes = {}, text = null) {
 function place(agent) {
   const at = talk.agents.indexOf(agent);
   const angle = (2 * Math.PI * at) / talk.agents.length - Math.PI / 2;
-  return [200 + 130 * Math.cos(angle), 150 + 95 * Math.sin(angle)];
+  return [200 + 130 * Math.cos(angle), 134 + 84 * Math.sin(angle)];
 }
 
 function line(sender, receiver) {
@@ -71,7 +71,7 @@ function draw() {
   for (const agent of talk.agents) {
     const [cx, cy] = place(agent);
     element(graph, "circle", { cx, cy, r: 20, id: `agent-${talk.agents.indexOf(agent)}` });
-    element(graph, "text", { x: cx, y: cy + (cy < 140 ? -28 : 38) }, agent);
+    element(graph, "text", { class: "agent", x: cx, y: cy + (cy < 130 ? -28 : 38) }, agent);
   }
 }
 
@@ -81,7 +81,10 @@ function move(event) {
   const graph = byId("graph");
   const link = line(event.sender, event.receiver);
   if (link) link.classList.add("moving");
-  const label = element(graph, "text", { class: "moved", x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 6 }, bytes(event.bytes_moved));
+  const label = element(graph, "text", { class: "moved" });
+  const what = [`${event.channel}, ${bytes(event.bytes_moved)}, ${event.seconds.toFixed(2)} s`];
+  if (event.recognised) what.push(`recognised as ${event.recognised}`);
+  what.forEach((each, at) => element(label, "tspan", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 + 14 * at }, each));
   const parcel = element(graph, "circle", { class: "parcel", r: 7, cx: x1, cy: y1 });
   const began = performance.now();
   const step = (now) => {
@@ -91,11 +94,12 @@ function move(event) {
     if (share < 1) requestAnimationFrame(step);
   };
   requestAnimationFrame(step);
-  setTimeout(() => {
-    parcel.remove();
-    label.remove();
-    if (link) link.classList.remove("moving");
-  }, 2500);
+  setTimeout(() => parcel.remove(), 2500);
+}
+
+function settle() {
+  for (const label of byId("graph").querySelectorAll("text.moved")) label.remove();
+  for (const link of byId("graph").querySelectorAll("line.moving")) link.classList.remove("moving");
 }
 
 function speaking(agent, yes) {
@@ -125,7 +129,10 @@ function see(event) {
   const sum = (totals[side] ??= { exchanges: 0, moved: 0, read: 0, columns: 0, seconds: 0 });
   if (event.event === "said") {
     entry(side, "said", `you to ${event.passage.hearer}: ${event.passage.text}`);
-    if (side === "main") speaking(event.passage.hearer, true);
+    if (side === "main") {
+      settle(); // What moved last stays in sight until somebody speaks again.
+      speaking(event.passage.hearer, true);
+    }
   } else if (event.event === "handed over") {
     entry(side, "moved", moved(event));
     sum.moved += event.bytes_moved;
@@ -230,6 +237,10 @@ async function watch(id) {
   while (!mine.signal.aborted) {
     try {
       const response = await fetch(`v1/sessions/${id}/events?since=${since}`, { headers: headers(), signal: mine.signal });
+      if (response.status === 404) {
+        told("This session is over. Begin another one.", true);
+        return;
+      }
       if (!response.ok) throw new Error((await response.json()).error.message);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let rest = ""; ; ) {
