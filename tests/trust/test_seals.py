@@ -22,7 +22,7 @@ from unspoken.cachefile.header import encode_header
 from unspoken.cachefile.sealed import SEAL_KEY
 from unspoken.errors import CacheFileError, SealRefused, StorageError, UnspokenError, UsageError
 from unspoken.trust.keys import SigningKey
-from unspoken.trust.seals import seal_file, verify_seal
+from unspoken.trust.seals import seal_file, signer, verify_seal
 from unspoken.trust.store import TrustStore
 
 from .sealing import NOW, forged, header_of, put_header, put_text, seal_text
@@ -72,6 +72,21 @@ def test_a_sealed_file_has_the_same_tensors_in_the_same_bytes(plain: Path, seale
         assert metadata.keys() == {"format", "unspoken.manifest", "unspoken.seal"}
         keys = file.get_tensor("layers.1.keys")
     assert torch.equal(keys, original.layers[1].keys)
+
+
+def test_a_file_can_be_sealed_while_it_is_written(
+    tmp_path: Path, sealed: Path, store: TrustStore, own: Keys, original: KVCache
+) -> None:
+    path = tmp_path / "at-once.kv.safetensors"
+    write_cache(original, path, sign=signer(own["lyra"], sender="lyra", session="tea", seconds_to_live=3600, now=NOW))
+    assert verify_seal(peek(path), store, now=NOW, session="tea").sender == "lyra"
+    assert same(path, original)
+    # But for nonce and signature it is the file that is sealed afterwards.
+    assert path.stat().st_size == sealed.stat().st_size
+    assert peek(path).manifest == peek(sealed).manifest
+    with pytest.raises(UsageError, match="'lyra' made it, and the seal shall say 'vera'"):
+        write_cache(original, path, sign=signer(own["vera"], sender="vera", seconds_to_live=60))
+    assert verify_seal(peek(path), store, now=NOW).sender == "lyra"
 
 
 def test_two_seals_of_one_file_differ_in_their_nonces(plain: Path, own: Keys) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from unspoken.cache import KVCache
 from unspoken.cachefile.caps import CAPS, KNOWN, first_problem, header_problem
 from unspoken.cachefile.digest import digest_and_check
 from unspoken.cachefile.header import VERSION, FileManifest, encode_header, layout, manifest_digest
+from unspoken.cachefile.sealed import Seal
 from unspoken.errors import StorageError, UsageError
 from unspoken.layout import parts
 from unspoken.manifest import Manifest
@@ -30,8 +31,11 @@ from unspoken.transforms.codecs import codec_named
 WRITERS = 2
 _BLANK = "0" * 64
 
+Sign = Callable[[FileManifest], Seal]
+"""Seals what a manifest says; the seals of two manifests of one cache are equally long."""
 
-def write_cache(cache: KVCache, path: str | Path, codec: str | None = None) -> FileManifest:
+
+def write_cache(cache: KVCache, path: str | Path, codec: str | None = None, sign: Sign | None = None) -> FileManifest:
     """Write a cache to a file, replacing it as a whole; return the manifest with its digests.
 
     A crash leaves the old file or none, never half of one.
@@ -41,13 +45,14 @@ def write_cache(cache: KVCache, path: str | Path, codec: str | None = None) -> F
         path: The file.
         codec: What it is packed with: `bfloat16`, `int8`, `int4`, `q8_0` ...; by default it is written as it is,
             and no copy of it is made.
+        sign: Seals the file while it is written (see `unspoken.trust.seals.signer`); by default it has no seal.
 
     Raises:
         StorageError: If the file cannot be written.
         UsageError: If files do not have the codec, or no reader accepts the cache: with NaN, infinity or negative
             positions, say.
     """
-    return write_packed(plain(cache) if codec is None else file_codec(codec).pack(cache), path)
+    return write_packed(plain(cache) if codec is None else file_codec(codec).pack(cache), path, sign)
 
 
 def file_codec(name: str) -> Codec:
@@ -64,7 +69,7 @@ def file_codec(name: str) -> Codec:
     return codec
 
 
-def write_packed(packed: Packed, path: str | Path) -> FileManifest:
+def write_packed(packed: Packed, path: str | Path, sign: Sign | None = None) -> FileManifest:
     """Write a packed cache to a file, as `write_cache` does.
 
     Two threads hash and write one tensor after the other, each at its place, and the digests, whose length
@@ -80,7 +85,7 @@ def write_packed(packed: Packed, path: str | Path) -> FileManifest:
     info = _described(packed)
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        manifest = _write(info, packed.tensors, part)
+        manifest = _write(info, packed.tensors, part, sign)
         os.replace(part, path)
     except OSError as error:
         raise StorageError(
@@ -114,11 +119,11 @@ def _described(packed: Packed) -> Manifest:
     return info
 
 
-def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path) -> FileManifest:
+def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path, sign: Sign | None) -> FileManifest:
     places, known = layout(info), parts(info)
     names = list(known)
     blank = FileManifest(VERSION, info, dict.fromkeys(names, _BLANK), _BLANK)
-    start = encode_header(blank, places)
+    start = encode_header(blank, places, None if sign is None else sign(blank))
     data_start, problem = len(start), header_problem(start[8:], CAPS)
     if problem is not None:
         raise UsageError(
@@ -145,7 +150,10 @@ def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path) -> FileMan
         found = {name: digest for share in shares for name, digest in share.items()}
         digests = {name: found[name] for name in names}
         manifest = FileManifest(VERSION, info, digests, manifest_digest(VERSION, info, digests))
-        _write_at(file.fileno(), memoryview(encode_header(manifest, places)), 0)
+        header = encode_header(manifest, places, None if sign is None else sign(manifest))
+        if len(header) != data_start:
+            raise UsageError("The seal of the cache is not as long as it was said to be.", "Seal the file afterwards.")
+        _write_at(file.fileno(), memoryview(header), 0)
     return manifest
 
 

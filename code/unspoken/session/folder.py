@@ -185,8 +185,11 @@ class SessionFolder:
         file = f"{stem}.kv.safetensors"
         if start < mind.columns:
             # Whoever its columns came from: they are this agent's now.
-            write_cache(mind.prefix.slice(start, mind.columns).labelled(sender=mind.name), self.path / COLUMNS / file)
-            self._sealer.seal(self.path / COLUMNS / file, mind.name)
+            columns, path = (
+                mind.prefix.slice(start, mind.columns).labelled(sender=mind.name),
+                self.path / COLUMNS / file,
+            )
+            write_cache(columns, path, sign=self._sealer.sign(path, mind.name))
         passages = tuple((each.passage, each.start, each.stop) for each in mind.held[known:])
         return Kept(mind.name, file, start, mind.columns, mind.begun, passages)
 

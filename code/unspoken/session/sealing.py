@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
 
-from unspoken.cachefile.header import Header, peek
-from unspoken.cachefile.sealed import SECONDS_TO_LIVE
+from unspoken.cachefile.header import FileManifest, Header, peek
+from unspoken.cachefile.sealed import SECONDS_TO_LIVE, Seal
 from unspoken.errors import SealRefused
 from unspoken.trust.keys import SigningKey, require_name
-from unspoken.trust.seals import seal_file, verify_seal
+from unspoken.trust.seals import signer, verify_seal
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,12 @@ class Sealer:
         for name in self.keys:
             require_name(name)
 
-    def seal(self, path: Path, agent: str) -> None:
-        """Seal a file of an agent's columns, if the agent has a key.
-
-        Raises:
-            StorageError: If it cannot be read or written.
-        """
-        if agent in self.keys:
-            seal_file(path, self.keys[agent], sender=agent, session=self._place(path), seconds_to_live=SECONDS_TO_LIVE)
+    def sign(self, path: Path, agent: str) -> Callable[[FileManifest], Seal] | None:
+        """Return what seals a file of an agent's columns for its place; None if the agent has no key."""
+        if agent not in self.keys:
+            return None
+        place = self._place(path)
+        return signer(self.keys[agent], sender=agent, session=place, seconds_to_live=SECONDS_TO_LIVE)
 
     def header(self, path: Path, agent: str) -> Header | None:
         """Return the header of a file of an agent's columns, verified; None if the agent has no key.

@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
@@ -101,6 +101,18 @@ def seal_file(
             sink.write(start)
             _copy(path, header, source, sink)
     return seal
+
+
+def signer(
+    key: SigningKey, *, sender: str, session: str = "", seconds_to_live: int, now: int | None = None
+) -> Callable[[FileManifest], Seal]:
+    """Return what seals a file while `write_cache` writes it; arguments and errors are those of `seal_file`."""
+    moment = int(time.time()) if now is None else now
+
+    def sign(manifest: FileManifest) -> Seal:
+        return _signed(key, _fields(manifest, sender, session, seconds_to_live, None, moment))
+
+    return sign
 
 
 def verify_seal(
