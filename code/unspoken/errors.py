@@ -11,6 +11,7 @@
     ├── SealRefused           a file that nobody known vouches for, here and now
     ├── DecryptionFailed      an encrypted file that this secret does not open
     ├── SpotCheckFailed       a cache whose columns are not what its tokens make
+    ├── TransportFailed       a store that has lost a cache, or is not there
     ├── ServerRefused         a server that refuses, or is not there
     ├── BudgetSpent           a session that has used what it may
     ├── ContextOverflow       more columns than the model was trained for
@@ -77,6 +78,10 @@ class DecryptionFailed(UnspokenError):
 
 class SpotCheckFailed(UnspokenError):
     """A cache whose columns, computed again from its token ids, come out otherwise, or that cannot be checked."""
+
+
+class TransportFailed(UnspokenError):
+    """A store that cannot be reached, does not answer, or has nothing under a key; nothing was loaded."""
 
 
 class ServerRefused(UnspokenError):
