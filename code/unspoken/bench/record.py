@@ -16,7 +16,7 @@ from unspoken.lab.record import command_line, machine, packages, revision
 from unspoken.spec import fingerprint
 
 
-def keep(experiment: str, found: dict[str, Any], engine: Engine, gate: GateResult, results: Path) -> Path:
+def keep(experiment: str, found: dict[str, Any], engine: Engine | None, gate: GateResult | None, results: Path) -> Path:
     """Write config, environment and figures of a benchmark and return the folder.
 
     Raises:
@@ -29,10 +29,13 @@ def keep(experiment: str, found: dict[str, Any], engine: Engine, gate: GateResul
         "machine": machine(),
         "packages": packages(),
         "revision": revision(),
-        "engine": {"name": engine.name, "version": engine.version, "dtype": engine.dtype},
-        "model": {"name": engine.spec.name, "weights": engine.spec.weights},
-        "gate": msgspec.to_builtins(gate),
     }
+    if engine is not None:  # Some figures are those of no model.
+        env |= {
+            "engine": {"name": engine.name, "version": engine.version, "dtype": engine.dtype},
+            "model": {"name": engine.spec.name, "weights": engine.spec.weights},
+            "gate": msgspec.to_builtins(gate),
+        }
     short = fingerprint(json.dumps([found, env["starts"]], sort_keys=True))[:8]
     folder = results / experiment / f"{now:%Y%m%dT%H%M%SZ}-{short}"
     try:

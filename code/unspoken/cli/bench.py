@@ -149,6 +149,31 @@ def codecs(
     click.echo(f"Kept in {folder}")
 
 
+@bench.command()
+@click.argument("addresses", nargs=-1)
+@click.option("--columns", default=400, show_default=True, type=click.IntRange(min=1), help="Tokens; 131 kB each.")
+@click.option("--repeats", default=9, show_default=True, type=click.IntRange(min=1), help="Rounds; the median counts.")
+@results_option
+@as_json
+def transports(addresses: tuple[str, ...], columns: int, repeats: int, results: Path, as_json: bool) -> None:
+    """Put and get a cache of Llama 3.1 8B's shape between two processes, by the transports at ADDRESSES.
+
+    By default shm. A plain file in shared memory and a socket are measured beside them, in the same rounds.
+    """
+    from unspoken.bench.record import keep
+    from unspoken.bench.transports import LLAMA, measure, table
+
+    found = measure(LLAMA, columns, addresses or ("shm:bench",), repeats, note)
+    folder = keep("bench-transports", found, None, None, results)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console(width=100).print(table(found))
+    click.echo(f"Kept in {folder}")
+
+
 def _shaped(shape: str) -> str:
     """Return the path of a model of a shape, built if it is not there yet."""
     from unspoken.bench.shapes import build

@@ -1,0 +1,212 @@
+"""`unspoken bench transports`: one cache between two processes, by every transport and by the barest means there are.
+
+The barest are a plain file in shared memory, written and memory-mapped, and a socket on the loopback interface. They
+move bytes and nothing else; transports also describe, hash and check what they move.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from unspoken.bench.floor import random_cache
+from unspoken.cache import KVCache
+from unspoken.errors import TransportFailed
+from unspoken.spec import ModelSpec, RopeSpec
+from unspoken.transforms.cast import Cast
+from unspoken.transports import open_transport
+from unspoken.transports.folder import SHARED_MEMORY
+
+# Of the shape of Llama 3.1 8B; nothing is computed with it.
+LLAMA = ModelSpec(
+    name="llama-3.1-8b",
+    family="llama",
+    layers=32,
+    kv_heads=8,
+    head_dim=128,
+    vocabulary=128_256,
+    context=131_072,
+    rope=RopeSpec("default", "half", tuple(500_000.0 ** (-2 * at / 128) for at in range(64))),
+    weights="0" * 32,
+    architecture="0" * 32,
+    tokenizer="0" * 32,
+    chat_template="0" * 32,
+)
+KEY, PAGE = "bench", 4096
+PLAIN, SOCKET = "plain", "socket"
+Say = Callable[[str], None]
+
+
+def measure(spec: ModelSpec, columns: int, addresses: Sequence[str], repeats: int, say: Say) -> dict[str, Any]:
+    """Move a random float16 cache by each way in turn, round after round; return `{"bytes", "rows"}`.
+
+    Each row has medians over the rounds, and the ratio of put and get together to those of the plain file in the same
+    round. The process that gets is another one, and is there all the time; it touches every page of what it gets.
+
+    Args:
+        spec: The model whose cache it would be.
+        columns: Tokens.
+        addresses: Of the transports.
+        repeats: Rounds.
+        say: Told which round it is.
+
+    Raises:
+        TransportFailed: If a transport cannot be used, or there is no shared memory.
+    """
+    if not SHARED_MEMORY.is_dir():
+        raise TransportFailed(f"There is no shared memory at {SHARED_MEMORY}.", "Measure on Linux.")
+    cache = Cast("float16")(random_cache(spec, columns))
+    ways: dict[str, Callable[[Connection], tuple[float, float]]] = {
+        PLAIN: lambda other: _by_file(cache, other),
+        SOCKET: lambda other: _by_socket(cache, other),
+        **{each: lambda other, each=each: _by_transport(each, cache, other) for each in addresses},  # type: ignore[misc]
+    }
+    took: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    with _receiver() as other:
+        for number in range(repeats + 1):
+            say(f"round {number} of {repeats} ...")
+            for way, move in ways.items():
+                found = move(other)
+                if number:  # The first round only warms up.
+                    took[way].append(found)
+    rows = [_row(way, took[way], took[PLAIN]) for way in ways]
+    return {"bytes": cache.bytes_held(), "columns": columns, "repeats": repeats, "model": spec.name, "rows": rows}
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Return the figures as a table for a terminal."""
+    shown = Table(title=f"{found['bytes'] / 1e6:.1f} MB between two processes, median of {found['repeats']}")
+    for name in ("by", "put ms", "get ms", "GB/s", "of plain, together"):
+        shown.add_column(name, justify="left" if name == "by" else "right")
+    for row in found["rows"]:
+        together = row["seconds_put"] + row["seconds_get"]
+        shown.add_row(
+            row["way"],
+            f"{1e3 * row['seconds_put']:.1f}",
+            f"{1e3 * row['seconds_get']:.1f}",
+            f"{found['bytes'] / together / 1e9:.2f}",
+            f"{row['ratio']:.2f}x",
+        )
+    return shown
+
+
+def _row(way: str, took: Sequence[tuple[float, float]], plain: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {
+        "way": way,
+        "seconds_put": median(put for put, _ in took),
+        "seconds_get": median(get for _, get in took),
+        "ratio": median(sum(mine) / sum(bare) for mine, bare in zip(took, plain, strict=True)),
+    }
+
+
+@contextmanager
+def _receiver() -> Iterator[Connection]:
+    """Start the other process; it gets what it is told to, and answers with the seconds that took."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=_receive, args=(there,), daemon=True)
+    child.start()
+    there.close()
+    try:
+        yield here
+        here.send(None)
+    finally:
+        here.close()
+        child.join()
+
+
+def _receive(orders: Connection) -> None:
+    torch.set_num_threads(1)
+    gets: dict[str, Callable[[Any], None]] = {
+        "transport": _get_by_transport,
+        "file": _get_by_file,
+        "socket": _get_by_socket,
+    }
+    while (order := orders.recv()) is not None:
+        how, where = order
+        began = time.perf_counter()
+        gets[how](where)
+        orders.send(time.perf_counter() - began)
+
+
+def _by_transport(address: str, cache: KVCache, other: Connection) -> tuple[float, float]:
+    transport = open_transport(address)
+    began = time.perf_counter()
+    transport.put(KEY, cache)
+    put = time.perf_counter() - began
+    other.send(("transport", address))
+    get = float(other.recv())
+    transport.delete(KEY)
+    transport.close()
+    return put, get
+
+
+def _get_by_transport(address: str) -> None:
+    transport = open_transport(address)
+    _touch(np.concatenate([each[::PAGE] for each in _raw(transport.get(KEY).cache)]))
+    transport.close()
+
+
+def _by_file(cache: KVCache, other: Connection) -> tuple[float, float]:
+    path = SHARED_MEMORY / f"unspoken-bench-{id(cache)}"
+    began = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for data in _raw(cache):
+            file.write(data)
+    put = time.perf_counter() - began
+    other.send(("file", str(path)))
+    get = float(other.recv())
+    path.unlink()
+    return put, get
+
+
+def _get_by_file(path: str) -> None:
+    with open(Path(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _touch(np.frombuffer(data[::PAGE], dtype=np.uint8))
+
+
+def _by_socket(cache: KVCache, other: Connection) -> tuple[float, float]:
+    """Send the bytes to the other, which listens; the time until it has them all is that of both."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        other.send(("socket", (listening.getsockname()[1], cache.bytes_held())))
+        there, _ = listening.accept()
+        with there:
+            began = time.perf_counter()
+            for data in _raw(cache):
+                there.sendall(data)
+            there.recv(1)
+            put = time.perf_counter() - began
+    other.recv()
+    return put, 0.0
+
+
+def _get_by_socket(where: tuple[int, int]) -> None:
+    port, size = where
+    buffer = memoryview(bytearray(size))
+    with socket.create_connection(("127.0.0.1", port)) as there:
+        while buffer:
+            buffer = buffer[there.recv_into(buffer) :]
+        there.sendall(b"x")
+
+
+def _raw(cache: KVCache) -> list[Any]:
+    """Return keys and values of each layer as bytes."""
+    tensors = (part for layer in cache.layers for part in (layer.keys, layer.values))
+    return [each.contiguous().reshape(-1).view(torch.uint8).numpy() for each in tensors]
+
+
+def _touch(every_page: Any) -> None:
+    if int(every_page.sum(dtype=np.int64)) == 0:
+        raise TransportFailed("What came is empty.", "Look at what the store keeps.")
