@@ -11,7 +11,7 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from unspoken.bench.floor import random_cache
 from unspoken.cache import KVCache
-from unspoken.errors import TransportFailed
+from unspoken.errors import TransportFailed, UnspokenError
 from unspoken.spec import ModelSpec, RopeSpec
 from unspoken.transforms.cast import Cast
 from unspoken.transports import open_transport
@@ -121,8 +121,9 @@ def _receiver() -> Iterator[Connection]:
     there.close()
     try:
         yield here
-        here.send(None)
     finally:
+        with suppress(OSError):  # It may have ended by itself.
+            here.send(None)
         here.close()
         child.join()
 
@@ -137,8 +138,22 @@ def _receive(orders: Connection) -> None:
     while (order := orders.recv()) is not None:
         how, where = order
         began = time.perf_counter()
-        gets[how](where)
-        orders.send(time.perf_counter() - began)
+        try:
+            gets[how](where)
+        except UnspokenError as error:
+            orders.send(error.problem)
+        else:
+            orders.send(time.perf_counter() - began)
+
+
+def _got(other: Connection) -> float:
+    """Return how long the other process took to get what it was told to."""
+    answer: float | str = other.recv()
+    if isinstance(answer, str):
+        raise TransportFailed(
+            f"The other process did not get it: {answer}", "Give an address that leads to one place from both."
+        )
+    return answer
 
 
 def _by_transport(address: str, cache: KVCache, other: Connection) -> tuple[float, float]:
@@ -146,11 +161,12 @@ def _by_transport(address: str, cache: KVCache, other: Connection) -> tuple[floa
     began = time.perf_counter()
     transport.put(KEY, cache)
     put = time.perf_counter() - began
-    other.send(("transport", address))
-    get = float(other.recv())
-    transport.delete(KEY)
-    transport.close()
-    return put, get
+    try:
+        other.send(("transport", address))
+        return put, _got(other)
+    finally:
+        transport.delete(KEY)
+        transport.close()
 
 
 def _get_by_transport(address: str) -> None:
@@ -167,7 +183,7 @@ def _by_file(cache: KVCache, other: Connection) -> tuple[float, float]:
             file.write(data)
     put = time.perf_counter() - began
     other.send(("file", str(path)))
-    get = float(other.recv())
+    get = _got(other)
     path.unlink()
     return put, get
 
@@ -188,7 +204,7 @@ def _by_socket(cache: KVCache, other: Connection) -> tuple[float, float]:
                 there.sendall(data)
             there.recv(1)
             put = time.perf_counter() - began
-    other.recv()
+    _got(other)
     return put, 0.0
 
 
