@@ -70,14 +70,24 @@ def same(left: KVCache, right: KVCache) -> bool:
 
 
 def test_what_was_put_is_what_comes(transport: Transport, cache: KVCache) -> None:
-    moved = transport.put("k", cache)
-    assert moved >= cache.bytes_held()
+    manifest = transport.put("k", cache)
     found = transport.get("k")
+    assert found.header.manifest == manifest
+    assert found.bytes_moved >= cache.bytes_held()
     assert same(found.cache, cache)
     assert found.missing == ()
     assert found.header.seal is None
     transport.put("other", read("x"))
     assert same(transport.get("k").cache, cache)
+
+
+def test_what_is_packed_comes_unpacked(transport: Transport, cache: KVCache) -> None:
+    transport.put("k", cache, "int8")
+    found = transport.get("k")
+    assert found.bytes_moved < cache.bytes_held() / 2
+    assert found.header.manifest.cache.dtype == "int8"
+    for one, other in zip(found.cache.layers, cache.layers, strict=True):
+        assert torch.allclose(one.keys, other.keys, atol=0.02)
 
 
 def test_what_is_put_again_stands_in_its_place_and_who_has_the_old_keeps_it(
@@ -122,7 +132,7 @@ def test_a_seal_is_judged_before_a_column_is_read(transport: Transport, cache: K
 
     key = load_key("lyra", tmp_path / "keys")
     sign = signer(key, sender="lyra", session="tea", seconds_to_live=60, now=1_800_000_000)
-    transport.put("k", cache, sign)
+    transport.put("k", cache, sign=sign)
     with pytest.raises(SealRefused, match="nobody known has"):
         transport.get("k", judge)
     store.add("lyra", key.public.key)

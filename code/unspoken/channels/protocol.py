@@ -177,10 +177,12 @@ def _identity(readings: Readings) -> tuple[int, ...]:
 
 @contextmanager
 def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time of the block to a stage."""
+    """Add the time of the block to a stage, however it ends."""
     began = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def peak_rss_bytes() -> int:

@@ -33,6 +33,7 @@ COMMANDS = {
     "run": "Run an experiment from a YAML file.",
     "seal": "Seal a cache file: sign who vouches for it, and until when.",
     "serve": "Serve a model to OpenAI's clients, and hand caches over between agents.",
+    "store": "Leave caches in a store, and get them from there.",
     "token": "Make a token that lets an agent into a server.",
     "verify": "Check a cache file: its seal, and what keeps it from being used with a model.",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from unspoken.cachefile.header import Header, peek
+from unspoken.cachefile.header import Header, peek, printable
 from unspoken.cli.common import (
     agent,
     as_json,
@@ -24,6 +24,7 @@ from unspoken.cli.trusting import judged
 from unspoken.errors import UsageError
 
 if TYPE_CHECKING:
+    from unspoken.cache import KVCache
     from unspoken.session import Agent, Reply
 
 SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7", "sender-8")
@@ -31,7 +32,9 @@ SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7",
 
 @click.command()
 @click.argument("question")
-@click.option("--cache", "cache_file", help="Cache file to start from.")
+@click.option("--cache", "cache_file", help="Cache file to start from; with --from, the key it was left under.")
+@click.option("--from", "store", help="Store to get the cache from: shm, file:FOLDER (see `unspoken store`).")
+@click.option("--or", "instead", help="Document to read instead, should the store have lost the cache.")
 @click.option("--trusted", is_flag=True, help="Refuse a cache file that no trusted sender has sealed.")
 @click.option(
     "--about",
@@ -53,6 +56,8 @@ SENDERS = ("lyra", "cc", "vera", "sender-4", "sender-5", "sender-6", "sender-7",
 def ask(
     question: str,
     cache_file: str | None,
+    store: str | None,
+    instead: str | None,
     trusted: bool,
     about: tuple[str, ...],
     channel: str | None,
@@ -67,17 +72,21 @@ def ask(
 ) -> None:
     """Ask QUESTION of an agent that starts from a cache file (--cache) or is handed a document (--about)."""
     require_subject(cache_file, trusted, about, channel)
+    require_store(cache_file, store, instead)
     if not question.strip():
         raise UsageError("The question is empty.", "Ask something.")
     require_text(question, "question")
     for each in (name, *sender):
         require_text(each, "agent's name")
     # A bad file is told at once, not after the model has loaded.
-    header = None if cache_file is None else (judged if trusted else peek)(cache_file)
+    header = None if cache_file is None or store is not None else (judged if trusted else peek)(cache_file)
+    text = None if instead is None else read_text(instead)
     documents, names = read_texts(about), senders(sender, len(about), name)
     loaded, _ = opened(model, engine, loading)
     answering = agent(name, card, loaded)
-    if cache_file is not None:
+    if cache_file is not None and store is not None:
+        reply = from_store(answering, question, store, cache_file, trusted, text, model, tokens)
+    elif cache_file is not None:
         reply = from_file(answering, question, cache_file, header, model, tokens)
     else:
         from unspoken.session import Session
@@ -106,6 +115,18 @@ def require_subject(cache_file: str | None, trusted: bool, about: Sequence[str],
         raise UsageError("There is no file whose seal could be verified.", "Give --cache, or leave --trusted out.")
 
 
+def require_store(cache_file: str | None, store: str | None, instead: str | None) -> None:
+    """Refuse a store without a key, and a document for want of a store.
+
+    Raises:
+        UsageError: If it is such a one.
+    """
+    if store is not None and cache_file is None:
+        raise UsageError("Nothing of the store is asked for.", "Give the key as --cache.")
+    if store is None and instead is not None:
+        raise UsageError("A file is there or is not; a document stands in for a store.", "Give --from, or --about.")
+
+
 def from_file(answering: Agent, question: str, file: str, header: Header | None, model: str, tokens: int) -> Reply:
     """Return an agent's answer on top of a cache file; what it cost is the payload that lies in the file."""
     from unspoken.api import open_to
@@ -118,6 +139,27 @@ def from_file(answering: Agent, question: str, file: str, header: Header | None,
     require_whole(cache)
     open_to(cache, model, answering.engine)
     return answering.ask_cache(question, cache, new_tokens=tokens, bytes_moved=packed_bytes(packed))
+
+
+def from_store(
+    answering: Agent, question: str, address: str, key: str, trusted: bool, text: str | None, model: str, tokens: int
+) -> Reply:
+    """Return an agent's answer on top of what was left in a store, or of the text if that is lost."""
+    from unspoken.api import open_to
+    from unspoken.channels.carried import take_up
+    from unspoken.cli.store import judge
+    from unspoken.engines.protocol import Limits
+    from unspoken.session import BRIEFLY
+
+    def ready(cache: KVCache) -> None:
+        require_whole(cache)
+        open_to(cache, model, answering.engine)
+
+    taken = take_up(answering, address, key, judge=judge(trusted), ready=ready, text=text)
+    if taken.lost is not None:
+        click.echo(f"The document is read instead. {printable(taken.lost.problem)}", err=True)
+    (reply,) = answering.answer([BRIEFLY.format(question=question.strip())], [taken.delivery], Limits(tokens))
+    return reply
 
 
 def read_texts(paths: Sequence[str]) -> list[str]:

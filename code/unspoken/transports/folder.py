@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unspoken.cache import KVCache
-from unspoken.cachefile import peek, read_cache, write_cache
+from unspoken.cachefile import FileManifest, peek, read_packed, write_cache
 from unspoken.errors import StorageError, TransportFailed, UsageError
+from unspoken.transforms.codecs import codec_named
 from unspoken.transports.protocol import Arrived, Judge, Sign, require_key
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - in a folder of the user's own there
@@ -53,11 +54,9 @@ class Folder:
         """
         return self.path / f"{require_key(key)}{SUFFIX}"
 
-    def put(self, key: str, cache: KVCache, sign: Sign | None = None) -> int:
-        """Write a cache's file and return its size."""
-        file = self.file(key)
-        write_cache(cache, file, sign=sign)
-        return file.stat().st_size
+    def put(self, key: str, cache: KVCache, codec: str | None = None, sign: Sign | None = None) -> FileManifest:
+        """Write a cache's file."""
+        return write_cache(cache, self.file(key), codec, sign)
 
     def get(self, key: str, judge: Judge | None = None) -> Arrived:
         """Open a cache's file; its columns are memory-mapped."""
@@ -66,9 +65,11 @@ class Folder:
             header = peek(file)
             if judge is not None:
                 judge(header)
-            return Arrived(read_cache(file, header=header), header)
+            packed = read_packed(file, header=header)
         except StorageError as error:
             raise self._gone(key, error) from error
+        cache = codec_named(packed.manifest.dtype).unpack(packed)
+        return Arrived(cache, header, header.file_bytes - header.header_bytes)
 
     def delete(self, key: str) -> None:
         """Remove a cache's file."""

@@ -28,11 +28,13 @@ class Arrived:
     Attributes:
         cache: The columns, compared with the digests of the header.
         header: What the cache says of itself.
+        bytes_moved: Payload it came in.
         missing: Token ids behind these columns that did not travel, and have to be read again.
     """
 
     cache: KVCache
     header: Header
+    bytes_moved: int
     missing: tuple[int, ...] = ()
 
 
@@ -43,8 +45,18 @@ class Transport(Protocol):
     Every method raises `TransportFailed` if the store is not there, does not answer in time, or answers nonsense.
     """
 
-    def put(self, key: str, cache: KVCache, sign: Sign | None = None) -> int:
-        """Keep a cache under a key, in the place of what was there, and return the bytes that moved.
+    def __enter__(self) -> Transport: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def put(self, key: str, cache: KVCache, codec: str | None = None, sign: Sign | None = None) -> FileManifest:
+        """Keep a cache under a key, in the place of what was there, and return its manifest with digests.
+
+        Args:
+            key: What it is asked for by.
+            cache: The columns.
+            codec: What keys and values are packed with, see `unspoken.cachefile.write_cache`.
+            sign: Seals it; by default it has no seal.
 
         Raises:
             UsageError: If the key is none, or no reader would accept the cache.
@@ -54,6 +66,10 @@ class Transport(Protocol):
 
     def get(self, key: str, judge: Judge | None = None) -> Arrived:
         """Return what was put under a key; all of it is sound, or nothing comes.
+
+        Args:
+            key: What it was put under.
+            judge: Looks at the header before any column moves.
 
         Raises:
             TransportFailed: If there is nothing under this key.
