@@ -1,0 +1,40 @@
+"""Committed runs: finding the newest of an experiment, and linking to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def newest(
+    experiment: str, *, full: bool = False, engine: str | None = "transformers", **fields: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and metrics of the newest committed run of an experiment with an engine."""
+    runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
+    wanted = fields | {"engine": engine} | ({"pilot": False} if full else {})
+    found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
+    chosen = [run for run in found if all(run[1].get(key) == value for key, value in wanted.items())]
+    if not chosen:
+        raise SystemExit(f"There is no committed run of {experiment} with {wanted} in results/.")
+    return chosen[-1]
+
+
+def newest_sweep(experiment: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the folder and metrics of the newest finished sweep of a name; None if there is none yet."""
+    runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
+    found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
+    return next((run for run in reversed(found) if run[1].get("cells")), None)
+
+
+def link(folder: Path) -> str:
+    """Return a Markdown link to a run folder."""
+    path = folder.relative_to(ROOT)
+    return f"[{path}]({path})"
+
+
+def from_docs(text: str) -> str:
+    """Return a text for a page in docs/, from where results/ is one folder further up."""
+    return text.replace("](results/", "](../results/").replace("](docs/", "](")
