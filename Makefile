@@ -29,11 +29,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md
+	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md
 	$(BIN)/python docs/generated.py --check
 
 docs: setup
-	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md
+	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md
 	$(BIN)/python docs/generated.py
 
 bench: setup

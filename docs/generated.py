@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+import scaling
 from runs import ROOT, link, newest, newest_sweep
 from sweeps import FRONTIER
 
@@ -249,7 +250,7 @@ def frontier_figure() -> str | None:
 
 def main() -> None:
     """Write the figures, or compare them."""
-    made = {FIGURE: figure(), FRONTIER: frontier_figure()}
+    made = {FIGURE: figure(), FRONTIER: frontier_figure(), scaling.FIGURE: scaling.figure()}
     for path, drawn in made.items():
         if drawn is None:
             continue
