@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -98,8 +99,10 @@ class Worker:
         """Take a job, and return what it will come to.
 
         Raises:
-            Busy: If too many wait.
+            Busy: If too many wait, or the worker has ended.
         """
+        if self._closed:
+            raise Busy
         try:
             self._jobs.put_nowait(job)
         except queue.Full as error:
@@ -108,18 +111,16 @@ class Worker:
 
     def close(self) -> None:
         """Let the job that runs end, give up those that wait, and end."""
-        while not self._jobs.empty():
-            waiting = self._jobs.get_nowait()
-            if waiting is not None:
-                waiting.result.cancel()
-        self._jobs.put(None)
+        self._closed = True
+        with suppress(queue.Full):  # Wakes it, should it wait for a job; if there are some it is awake.
+            self._jobs.put_nowait(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while self._left_over or not self._closed:
+        while not self._closed:
             first = self._left_over.pop(0) if self._left_over else self._jobs.get()
             if first is None:
-                return
+                break
             if isinstance(first, Call):
                 self._running = 1
                 self._settle(first, partial(_raise, Expired()) if first.is_over() else first.work)
@@ -128,6 +129,15 @@ class Worker:
                 self._running = len(batch)
                 self._answer(batch)
             self._running = 0
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Cancel all that wait."""
+        waiting = self._left_over
+        while not self._jobs.empty():
+            waiting += [job for job in (self._jobs.get_nowait(),) if job is not None]
+        for job in waiting:
+            job.result.cancel()
 
     def _batch(self, first: Job) -> list[Job]:
         """Return a job with those behind it that can be answered with it; the order of the others stays."""
@@ -144,8 +154,7 @@ class Worker:
                 arrived = self._jobs.get_nowait()
             except queue.Empty:
                 break
-            if arrived is None:
-                self._closed = True
+            if arrived is None:  # The worker is to end; what it has begun it finishes.
                 break
             sort(arrived)
             if len(others) >= self._together:
