@@ -76,6 +76,55 @@ def phase_three_runs() -> str:
     return "\n".join([*lines, f"- `unspoken bench codecs`: {links or 'not yet'}"])
 
 
+def fused_table() -> str:
+    """Return what the first fuser of each cell of the newest `crossmodel` is worth, against reading and text."""
+    run = newest_sweep("crossmodel")
+    if run is None:
+        return "No run of `crossmodel` is committed yet."
+    folder, metrics = run
+    lines = [
+        "| cell | fuser | questions | fused, % | own reading | none | another text "
+        "| content gain, points [95 % interval] | of what reading gains, % | bytes "
+        "| against `text@32`: points, time | against `text`: points, time |",
+        f"|---|---|{'---:|' * 10}",
+    ]
+    for key, of in metrics["cells"].items():
+        subject, shares = of["subject"], []
+        for arm in (subject, "full-text", "none", of["control"]):
+            score = of["arms"][arm]["score"]
+            shares.append(f"{100 * score['mean']:.1f}")
+        gain, pgr = _points(of["content_gain"]), _points(of["pgr"][subject])
+        texts = [_against(of["claims"].get(text)) for text in ("text@32", "text")]
+        moved = f"{of['arms'][subject]['bytes'] / 1e6:.2f} MB"
+        cells = [
+            key.split("/")[0],
+            f"`{subject.partition(':')[2]}`",
+            str(of["items"]),
+            *shares,
+            gain,
+            pgr,
+            moved,
+            *texts,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+
+
+def _points(interval: dict[str, Any]) -> str:
+    if interval["mean"] is None:
+        return "-"
+    low, high = (f"{100 * interval[end]:+.1f}" for end in ("low", "high"))
+    return f"{100 * interval['mean']:+.1f} [{low}, {high}]"
+
+
+def _against(claim: dict[str, Any] | None) -> str:
+    """Return how much better than a text arm, and how many times as long that takes."""
+    if claim is None:
+        return "-"
+    ratio = claim["time_ratio"]["mean"]
+    return f"{_points(claim['accuracy_difference'])}, {'-' if ratio is None else f'{ratio:.1f}x'}"
+
+
 def character_table() -> str:
     """Return how often receivers follow their own card and their sender's, an arm a line."""
     run = newest_sweep("character")
