@@ -110,6 +110,30 @@ def fused_table() -> str:
     return "\n".join([*lines, "", f"Run: {link(folder)}."])
 
 
+def enricher_sentences() -> str:
+    """Return what C2C's fuser adds to the receiver's own reading in the newest `crossmodel`, and why."""
+    run = newest_sweep("crossmodel")
+    lines = []
+    for key, of in () if run is None else run[1]["cells"].items():
+        fused, zero, deranged, own = (
+            _share(of, arm)
+            for arm in ("fused:qwen-smollm2-c2c", "fused-zero:qwen-smollm2-c2c", "fused-deranged:qwen-smollm2-c2c",
+                        "fused-self:smollm2-self-c2c")
+        )  # fmt: skip
+        if fused and zero and own:
+            lines.append(
+                f"- {key.split('/')[0]}, {of['items']} questions: reading alone {_share(of, 'full-text')}, with the "
+                f"fuser {fused}, with zeros in the place of the sender's columns {zero}, with the receiver as its own "
+                f"sender {own}; with another text read by both {deranged}"
+            )
+    return "\n".join(lines)
+
+
+def _share(metrics: dict[str, Any], arm: str) -> str | None:
+    of = metrics["arms"].get(arm)
+    return None if of is None else f"{100 * of['score']['mean']:.1f} %"
+
+
 def _points(interval: dict[str, Any]) -> str:
     if interval["mean"] is None:
         return "-"
