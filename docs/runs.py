@@ -23,10 +23,33 @@ def newest(
 
 
 def newest_sweep(experiment: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the folder and metrics of the newest finished sweep of a name; None if there is none yet."""
+    """Return the folder and metrics of the newest finished sweep of a name; None if there is none yet.
+
+    Where no sweep is finished, it is the newest of which cells are; `unfinished` then names the others.
+    """
     runs = sorted((ROOT / "results" / experiment).glob("*/metrics.json"))
     found = [(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in runs]
-    return next((run for run in reversed(found) if run[1].get("cells")), None)
+    finished = next((run for run in reversed(found) if run[1].get("cells")), None)
+    return finished or _newest_begun(experiment)
+
+
+def unfinished(metrics: dict[str, Any]) -> str:
+    """Return which cells of a sweep are not finished, as the end of a sentence; nothing if all are."""
+    left = metrics.get("unfinished")
+    return f"; not finished yet: {', '.join(left)}" if left else ""
+
+
+def _newest_begun(experiment: str) -> tuple[Path, dict[str, Any]] | None:
+    from unspoken.lab.sweeprun import open_sweep
+
+    for path in sorted((ROOT / "results" / experiment).glob("*/cells"), reverse=True):
+        sweep = open_sweep(path.parent)
+        cells = () if sweep is None else sweep.sweep.cells
+        done = {cell.key: sweep.cell(cell) / "metrics.json" for cell in cells if sweep and sweep.finished(cell)}
+        if done:
+            metrics = {key: json.loads(file.read_text(encoding="utf-8")) for key, file in done.items()}
+            return path.parent, {"cells": metrics, "unfinished": [cell.key for cell in cells if cell.key not in done]}
+    return None
 
 
 def link(folder: Path) -> str:

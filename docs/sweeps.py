@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runs import ROOT, link, newest_sweep
+from runs import ROOT, link, newest_sweep, unfinished
 
 FRONTIER = ROOT / "docs" / "figures" / "frontier.svg"
 
@@ -62,7 +62,7 @@ def masking_table() -> str:
         name = f"{key} (pilot)" if of["pilot"] else key
         if score.keys() & set(arms):
             lines.append(f"| {name} | {' | '.join(score.get(arm, '-') for arm in arms)} |")
-    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+    return "\n".join([*lines, "", f"Run: {link(folder)}{unfinished(metrics)}."])
 
 
 def phase_three_runs() -> str:
@@ -93,7 +93,7 @@ def fused_table() -> str:
         for arm in (subject, "full-text", "none", of["control"]):
             score = of["arms"][arm]["score"]
             shares.append(f"{100 * score['mean']:.1f}")
-        gain, pgr = _points(of["content_gain"]), _points(of["pgr"][subject])
+        gain, pgr = _points(of["content_gain"]), _part(of["pgr"][subject])
         texts = [_against(of["claims"].get(text)) for text in ("text@32", "text")]
         moved = f"{of['arms'][subject]['bytes'] / 1e6:.2f} MB"
         cells = [
@@ -107,7 +107,7 @@ def fused_table() -> str:
             *texts,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Run: {link(folder)}."])
+    return "\n".join([*lines, "", f"Run: {link(folder)}{unfinished(metrics)}."])
 
 
 def enricher_sentences() -> str:
@@ -139,6 +139,14 @@ def _points(interval: dict[str, Any]) -> str:
         return "-"
     low, high = (f"{100 * interval[end]:+.1f}" for end in ("low", "high"))
     return f"{100 * interval['mean']:+.1f} [{low}, {high}]"
+
+
+def _part(interval: dict[str, Any]) -> str:
+    """Return a share of what reading gains; where reading gains next to nothing there is none to tell."""
+    if interval["mean"] is None or interval["high"] - interval["low"] > 2:
+        return "-"
+    low, high = (f"{100 * interval[end]:.0f}" for end in ("low", "high"))
+    return f"{100 * interval['mean']:.0f} [{low}, {high}]"
 
 
 def _against(claim: dict[str, Any] | None) -> str:
@@ -177,7 +185,7 @@ def _by_cell(experiment: str, table: Callable[[dict[str, Any]], str], cells: str
             asked = f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
             parts += [f"**{key}** ({asked}; score: {'F1' if of.get('measure') == 'f1' else 'right answers'})", ""]
             parts += [table(of)]
-    return "\n".join([*parts, f"Run: {link(folder)}."])
+    return "\n".join([*parts, f"Run: {link(folder)}{unfinished(metrics)}."])
 
 
 def _costs(metrics: dict[str, Any]) -> str:
