@@ -76,20 +76,22 @@ def phase_three_runs() -> str:
     return "\n".join([*lines, f"- `unspoken bench codecs`: {links or 'not yet'}"])
 
 
-def fused_table() -> str:
-    """Return what the first fuser of each cell of the newest `crossmodel` is worth, against reading and text."""
+def fused_table(fuser: str) -> str:
+    """Return what a fuser is worth in the newest `crossmodel`, a line for each cell, against reading and text."""
     run = newest_sweep("crossmodel")
     if run is None:
         return "No run of `crossmodel` is committed yet."
     folder, metrics = run
     lines = [
-        "| cell | fuser | questions | fused, % | own reading | none | another text "
+        "| task | questions | fused, % | own reading | none | another text "
         "| content gain, points [95 % interval] | of what reading gains, % | bytes "
         "| against `text@32`: points, time | against `text`: points, time |",
-        f"|---|---|{'---:|' * 10}",
+        f"|---|{'---:|' * 10}",
     ]
     for key, of in metrics["cells"].items():
         subject, shares = of["subject"], []
+        if subject != f"fused:{fuser}":
+            continue
         for arm in (subject, "full-text", "none", of["control"]):
             score = of["arms"][arm]["score"]
             shares.append(f"{100 * score['mean']:.1f}")
@@ -98,7 +100,6 @@ def fused_table() -> str:
         moved = f"{of['arms'][subject]['bytes'] / 1e6:.2f} MB"
         cells = [
             key.split("/")[0],
-            f"`{subject.partition(':')[2]}`",
             str(of["items"]),
             *shares,
             gain,
