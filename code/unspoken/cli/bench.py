@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
     from unspoken.engines.gate import GateResult
     from unspoken.engines.protocol import Engine
 
@@ -52,13 +56,7 @@ def handoff(
     wire = wire or ("bfloat16" if loaded.dtype == "float32" else loaded.dtype)
     found = measure(loaded, [int(part) for part in lengths], repeats, wire, note)
     folder = keep("bench-handoff", found, loaded, gate, results)
-    if as_json:
-        print_json(found)
-        return
-    from rich.console import Console
-
-    Console(width=150).print(table(found))
-    click.echo(f"Kept in {folder}")
+    _show(found, table, folder, as_json, 150)
 
 
 @bench.command()
@@ -140,13 +138,7 @@ def codecs(
 
     found = measure(loaded, passage or reference_text(), tokens, following, repeats, note)
     folder = keep("bench-codecs", found, loaded, gate, results)
-    if as_json:
-        print_json(found)
-        return
-    from rich.console import Console
-
-    Console(width=120).print(table(found))
-    click.echo(f"Kept in {folder}")
+    _show(found, table, folder, as_json, 120)
 
 
 @bench.command()
@@ -165,12 +157,19 @@ def transports(addresses: tuple[str, ...], columns: int, repeats: int, results: 
 
     found = measure(LLAMA, columns, addresses or ("shm:bench",), repeats, note)
     folder = keep("bench-transports", found, None, None, results)
+    _show(found, table, folder, as_json, 100)
+
+
+def _show(
+    found: dict[str, Any], table: Callable[[dict[str, Any]], Table], folder: Path, as_json: bool, width: int
+) -> None:
+    """Print figures as a table, or as JSON, and where they are kept."""
     if as_json:
         print_json(found)
         return
     from rich.console import Console
 
-    Console(width=100).print(table(found))
+    Console(width=width).print(table(found))
     click.echo(f"Kept in {folder}")
 
 
