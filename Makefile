@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
 TORCH := $(shell grep '^torch==' constraints.txt)
+LMCACHE := $(shell grep '^lmcache==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
 FUZZ_SECONDS ?= 600
 
@@ -29,11 +30,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md
+	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md
 	$(BIN)/python docs/generated.py --check
 
 docs: setup
-	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md
+	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md
 	$(BIN)/python docs/generated.py
 
 bench: setup
@@ -58,7 +59,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp,ray,lmcache]" --group dev
+	$(BIN)/pip install --quiet --no-deps $(LMCACHE)  # Of the packages it names, some are CUDA's.
 	touch $@
 
 clean:

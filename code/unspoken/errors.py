@@ -12,6 +12,7 @@
     ├── DecryptionFailed      an encrypted file that this secret does not open
     ├── SpotCheckFailed       a cache whose columns are not what its tokens make
     ├── TransportFailed       a store that has lost a cache, or is not there
+    ├── WorkersLost           a cluster that is not there, or whose workers die
     ├── ServerRefused         a server that refuses, or is not there
     ├── BudgetSpent           a session that has used what it may
     ├── ContextOverflow       more columns than the model was trained for
@@ -32,7 +33,7 @@ class UnspokenError(Exception):
     """
 
     def __init__(self, problem: str, hint: str) -> None:
-        super().__init__(problem)
+        super().__init__(problem, hint)  # Both, so that an error can travel between processes.
         self.problem = problem
         self.hint = hint
 
@@ -82,6 +83,10 @@ class SpotCheckFailed(UnspokenError):
 
 class TransportFailed(UnspokenError):
     """A store that cannot be reached, does not answer, or has nothing under a key; nothing was loaded."""
+
+
+class WorkersLost(UnspokenError):
+    """A cluster that is not there, or whose workers die again and again; what they had finished is kept."""
 
 
 class ServerRefused(UnspokenError):

@@ -74,7 +74,7 @@ def test_each_source_is_read_and_answered_by_agents_of_its_own(tmp_path: Path, m
     monkeypatch.setattr(Agent, "read", noted)
     monkeypatch.setattr(Agent, "answer", answering)
     folder = RunFolder.open(tmp_path, experiment, {}, {})
-    samples = Runner(experiment, FakeEngine(), sources, folder).run(lambda *_: None)
+    samples = Runner(experiment, FakeEngine(), sources).run(folder, lambda *_: None)
     assert [each.error for each in samples if each.error] == []
     assert {(each.item, each.arm) for each in samples} == {
         (item.id, arm) for source in sources for item in source.items for arm in experiment.arms

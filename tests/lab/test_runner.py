@@ -45,7 +45,7 @@ class Killer:
 def _run(results: Path, experiment: Experiment, watch: Watcher, engine: FakeEngine) -> list[Sample]:
     _, sources = load_task(experiment)
     folder = RunFolder.open(results, experiment, {"model": "fake"}, {})
-    return Runner(experiment, engine, sources, folder).run(watch)
+    return Runner(experiment, engine, sources).run(folder, watch)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from unspoken.engines.fake import FakeEngine
 from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, Sample
-from unspoken.lab.runner import Runner, load_task, task_hash
+from unspoken.lab.runner import Runner, Watcher, load_task, task_hash
 from unspoken.lab.tasks.protocol import Item, Measure, Source
 from unspoken.session import Agent
 
@@ -48,9 +48,12 @@ def _source(at: int) -> Source:
     return Source(f"{at}", "".join(parts), items, parts)
 
 
-def _runner(tmp_path: Path, experiment: Experiment = HALVES, sources: tuple[Source, ...] | None = None) -> Runner:
-    folder = RunFolder.open(tmp_path, experiment, {}, {})
-    return Runner(experiment, FakeEngine(), sources or Halves().sources(8, 0), folder, "contained")
+def _runner(experiment: Experiment = HALVES, sources: tuple[Source, ...] | None = None) -> Runner:
+    return Runner(experiment, FakeEngine(), sources or Halves().sources(8, 0), "contained")
+
+
+def _run(runner: Runner, tmp_path: Path, watch: Watcher = lambda *_: None) -> list[Sample]:
+    return runner.run(RunFolder.open(tmp_path, runner.experiment, {}, {}), watch)
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def _right(samples: list[Sample], arm: str) -> list[bool]:
 
 
 def test_a_receiver_can_answer_from_either_senders_part(tmp_path: Path) -> None:
-    samples = _runner(tmp_path).run(lambda *_: None)
+    samples = _run(_runner(), tmp_path)
     assert not [sample.error for sample in samples if sample.error]
     assert all(_right(samples, "kv"))
     assert all(_right(samples, "full-text"))
@@ -82,7 +85,7 @@ def test_a_receiver_can_answer_from_either_senders_part(tmp_path: Path) -> None:
 
 def test_each_part_is_read_by_its_own_sender(tmp_path: Path, read: list[tuple[str, str]]) -> None:
     experiment = msgspec.structs.replace(HALVES, timed_items=0)
-    _runner(tmp_path, experiment).run(lambda *_: None)
+    _run(_runner(experiment), tmp_path)
     sources = Halves().sources(8, 0)
     # The first of the order stands in for the last, and is read again for it.
     for source, times in zip(sources, (2, 1, 1, 1), strict=True):
@@ -91,21 +94,21 @@ def test_each_part_is_read_by_its_own_sender(tmp_path: Path, read: list[tuple[st
 
 
 def test_no_more_readings_are_kept_than_a_batch_and_one_donor_need(tmp_path: Path) -> None:
-    runner = _runner(tmp_path)
+    runner = _runner()
     most = 0
 
     def watch(*_: object) -> None:
         nonlocal most
         most = max(most, len(runner._readings))
 
-    runner.run(watch)
+    _run(runner, tmp_path, watch)
     assert 0 < most <= 2 * (HALVES.batch_sources + 1)
 
 
 def test_a_request_carries_all_readings_in_the_order_of_the_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = _runner(tmp_path)
+    runner = _runner()
     asked: list[Request] = []
     arm: Any = runner._arms["kv"]
     deliver = type(arm).deliver
@@ -115,7 +118,7 @@ def test_a_request_carries_all_readings_in_the_order_of_the_parts(
         return deliver(self, requests, *more)
 
     monkeypatch.setattr(type(arm), "deliver", noted)
-    runner.run(lambda *_: None)
+    _run(runner, tmp_path)
     for request in asked:
         assert [reading.reader.name for reading in request.readings] == ["lyra", "cc"]
         assert "".join(reading.source for reading in request.readings) in {each.text for each in runner.sources}
@@ -123,14 +126,12 @@ def test_a_request_carries_all_readings_in_the_order_of_the_parts(
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=7))
-def test_a_part_stands_in_for_the_same_part_of_another_source(
-    tmp_path_factory: pytest.TempPathFactory, counts: list[int]
-) -> None:
+def test_a_part_stands_in_for_the_same_part_of_another_source(counts: list[int]) -> None:
     sources = tuple(
         Source(str(at), "xy" * count, (Item(f"{at}-0", "Who?", "Bob"),), ("xy",) * count if count > 1 else ())
         for at, count in enumerate(counts)
     )
-    runner = _runner(tmp_path_factory.mktemp("parts"), sources=sources)
+    runner = _runner(sources=sources)
     for at, count in enumerate(counts):
         for part in range(count):
             donor, place = runner._donor((str(at), part))
@@ -169,7 +170,7 @@ def test_parts_change_what_a_task_asks_and_none_change_nothing() -> None:
 def test_an_open_answer_is_right_if_it_holds_a_right_one(
     measure: Measure, answer: str, correct: bool, score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = _runner(tmp_path)
+    runner = _runner()
     runner.measure = measure
     made: Callable[..., Any] = Agent.answer
 

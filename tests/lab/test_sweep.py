@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from unspoken.errors import ModelNotFound, StorageError, UsageError
-from unspoken.lab import sweeprun
+from unspoken.lab import study, sweeprun
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.runner import Runner
@@ -153,7 +153,7 @@ def test_a_model_is_loaded_once_for_all_its_cells_and_given_back(
     plan: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    load = sweeprun.load
+    load = study.load
 
     def noted(experiment: Experiment) -> Any:
         loaded = load(experiment)
@@ -161,7 +161,7 @@ def test_a_model_is_loaded_once_for_all_its_cells_and_given_back(
         monkeypatch.setattr(loaded.engine, "close", lambda: told.append(f"{experiment.model} closed"), raising=False)
         return loaded
 
-    monkeypatch.setattr(sweeprun, "load", noted)
+    monkeypatch.setattr(study, "load", noted)
     _run(plan(), tmp_path)
     assert told == ["small", "small closed", "large", "large closed"]
 
@@ -183,7 +183,7 @@ def test_every_cell_is_checked_before_a_model_is_loaded(
     plan: Callable[..., Any], tmp_path: Path, line: str, problem: str, kind: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sweeprun, "load", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(study, "load", lambda _: pytest.fail("a model was loaded"))
     with pytest.raises(kind, match=problem):
         _run(plan(f"{YAML}  {line}\n"), tmp_path / "results")
     assert not (tmp_path / "results").exists()

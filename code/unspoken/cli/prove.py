@@ -14,6 +14,7 @@ from unspoken.cli.common import as_json, loading_options, note, print_json, quic
 
 if TYPE_CHECKING:
     from unspoken.lab.experiment import Experiment
+    from unspoken.lab.study import Host
 
 results_option = click.option(
     "--results",
@@ -52,13 +53,13 @@ def prove(full: bool, items: int | None, arms: str | None, seed: int | None, mod
     conduct(Experiment(**{key: value for key, value in given.items() if value is not None}), results, as_json)
 
 
-def conduct(experiment: Experiment, results: Path, as_json: bool) -> None:
+def conduct(experiment: Experiment, results: Path, as_json: bool, host: Host | None = None) -> None:
     """Run an experiment and show what came of it."""
     note(f"Loading {experiment.model} and checking its gate ...")
     with quick_start():
         from unspoken.lab.study import run_study
     with progress() as watch:
-        study = run_study(experiment, results, watch)
+        study = run_study(experiment, results, watch, host)
     show_results(study.metrics, study.folder, as_json)
 
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from unspoken.session.handover import Recognise
 
 
+NOBODY = "nobody known"
+
+
 def recogniser(engine: Engine) -> Recognise:
-    """Return who tells whose columns arrive, by the profiles kept for this model.
+    """Return who tells whose columns arrive, by the profiles kept for this model; "nobody known" is an answer, too.
 
     Raises:
         UsageError: If nobody is enrolled, or nothing is known of the model.
@@ -34,7 +37,7 @@ def recogniser(engine: Engine) -> Recognise:
 
     def recognise(columns: Any) -> str | None:
         try:
-            return looking.identify(columns, known).name
+            return looking.identify(columns, known).name or NOBODY
         except UsageError as error:  # Too few columns to tell by.
             note(error.problem)
             return None

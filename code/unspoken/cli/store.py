@@ -11,6 +11,7 @@ import click
 from unspoken.cachefile.header import Header, peek, printable
 from unspoken.cli.common import as_json, human_bytes, print_json
 from unspoken.cli.passphrases import KEY_VARIABLE, asked
+from unspoken.cli.store_server import down, status, up
 from unspoken.cli.trusting import keys_folder, lifetime, trust_store
 from unspoken.errors import UsageError
 
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from unspoken.transports import Judge, Sign
 
 store_option = click.option(
-    "--in", "address", default="shm", show_default=True, help="Where: shm, shm:NAME, file:FOLDER."
+    "--in", "address", default="shm", show_default=True, help="Where: shm, shm:NAME, file:FOLDER, lmcache:..."
 )
 
 
 @click.group()
 def store() -> None:
-    """Leave caches in a store, and get them from there."""
+    """Leave caches in a store, and get them from there; start one that many machines share."""
+
+
+for command in (up, status, down):
+    store.add_command(command)
 
 
 @store.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -37,6 +37,9 @@ class Watcher(Protocol):
         """Called after each cell, and once at the start."""
         ...
 
+
+Asked = tuple[str, str, bool]
+"""What is never run twice: an item's id, an arm, and whether it was run alone."""
 
 Part = tuple[str, int]
 """A source's id and which of its parts: what one sender reads."""
@@ -88,6 +91,26 @@ def task_hash(sources: Sequence[Source]) -> str:
     return fingerprint(json.dumps(msgspec.to_builtins(sources), sort_keys=True))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What is run together, arm after arm: the items of a few sources, or one item for the time columns.
+
+    Attributes:
+        pairs: Items with their sources.
+        arms: The skyline first, where it is among them.
+        alone: Whether it is for the time columns.
+    """
+
+    pairs: tuple[tuple[Source, Item], ...]
+    arms: tuple[str, ...]
+    alone: bool
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """Everything in here."""
+        return tuple((item.id, arm, self.alone) for arm in self.arms for _, item in self.pairs)
+
+
 @dataclass
 class Runner:
     """One experiment on one engine.
@@ -96,7 +119,6 @@ class Runner:
         experiment: What is run.
         engine: A model that has passed the gate.
         sources: The task's sources.
-        folder: Where samples go.
         measure: What answers are judged by.
         senders_engine: What the senders run on; the same by default.
     """
@@ -104,7 +126,6 @@ class Runner:
     experiment: Experiment
     engine: Engine
     sources: Sequence[Source]
-    folder: RunFolder
     measure: Measure = "options"
     senders_engine: Engine | None = None
     _readings: dict[Part, Reading] = field(default_factory=dict)
@@ -124,46 +145,59 @@ class Runner:
         self._donors = derangement(lengths) if any(map(needs_donor, self._arms)) else {}
         self._order = sorted(self.sources, key=lambda source: (lengths[source.id], source.id))
 
-    def run(self, watch: Watcher) -> list[Sample]:
-        """Run every cell that has no sample yet and return all samples.
+    def run(self, folder: RunFolder, watch: Watcher) -> list[Sample]:
+        """Run everything that has no sample in a folder yet, and return all samples.
 
         Items of one batch that fail together (a document too long, say) are recorded as failures.
+
+        Args:
+            folder: Where samples go, arm by arm.
+            watch: Told how far it is.
         """
-        samples = self.folder.samples()
+        samples = folder.samples()
         done = {sample.cell for sample in samples}
-        cells = list(self._cells())
-        total = sum(len(pairs) for _, pairs, _ in cells)
-        finished = sum((item.id, arm, alone) in done for arm, pairs, alone in cells for _, item in pairs)
+        batches = self.batches()
+        total, finished = sum(len(batch.asked) for batch in batches), len(samples)
         watch(finished, total, "")
-        skyline: dict[str, Tensor] = {}
-        for arm, pairs, alone in cells:
-            missing = [(source, item) for source, item in pairs if (item.id, arm, alone) not in done]
-            for gone in skyline.keys() - {item.id for _, item in pairs}:
-                del skyline[gone]
-            if missing:
-                needs = [(source, item) for source, item in missing if item.id not in skyline and not alone]
-                if needs and arm != SKYLINE and SKYLINE in self._arms:
-                    # The run was killed between the skyline and this arm: its distributions are made again.
-                    self._cell(SKYLINE, needs, False, skyline)
-                fresh = self._cell(arm, missing, alone, skyline)
-                self.folder.append(fresh)
+        for batch in batches:
+            for fresh in self.work(batch, done):
+                folder.append(fresh)
                 samples += fresh
                 finished += len(fresh)
-                watch(finished, total, f"{arm}{' (alone)' if alone else ''}")
+                watch(finished, total, f"{fresh[0].arm}{' (alone)' if batch.alone else ''}")
         return samples
 
-    def _cells(self) -> Iterator[tuple[str, list[tuple[Source, Item]], bool]]:
-        """Yield (arm, items, alone): the skyline first in each batch, then single items for the time columns."""
-        arms = sorted(self._arms, key=lambda name: name != SKYLINE)
-        size = self.experiment.batch_sources
-        for at in range(0, len(self._order), size):
-            pairs = [(source, item) for source in self._order[at : at + size] for item in source.items]
-            for arm in arms:
-                yield arm, pairs, False
-        timed = self._order[:: max(1, len(self._order) // max(1, self.experiment.timed_items))]
-        for source in timed[: self.experiment.timed_items]:
-            for arm in arms:
-                yield arm, [(source, source.items[0])], True
+    def batches(self) -> tuple[Batch, ...]:
+        """Return everything there is to run, in the order in which it is: the items, then some for the time columns."""
+        arms = tuple(sorted(self._arms, key=lambda name: name != SKYLINE))
+        size, timed = self.experiment.batch_sources, self.experiment.timed_items
+        together = (self._order[at : at + size] for at in range(0, len(self._order), size))
+        single = self._order[:: max(1, len(self._order) // max(1, timed))][:timed]
+        return (
+            *(
+                Batch(tuple((source, item) for source in some for item in source.items), arms, False)
+                for some in together
+            ),
+            *(Batch(((source, source.items[0]),), arms, True) for source in single),
+        )
+
+    def work(self, batch: Batch, done: Container[Asked]) -> Iterator[list[Sample]]:
+        """Run a batch; yield the samples of one arm after the other.
+
+        Args:
+            batch: One of `batches`.
+            done: What has a sample already.
+        """
+        skyline: dict[str, Tensor] = {}
+        for arm in batch.arms:
+            missing = [pair for pair in batch.pairs if (pair[1].id, arm, batch.alone) not in done]
+            if not missing:
+                continue
+            needs = [pair for pair in missing if pair[1].id not in skyline and not batch.alone]
+            if needs and arm != SKYLINE and SKYLINE in self._arms:
+                # The run was killed between the skyline and this arm: its distributions are made again.
+                self._cell(SKYLINE, needs, False, skyline)
+            yield self._cell(arm, missing, batch.alone, skyline)
 
     def _cell(
         self, arm: str, pairs: Sequence[tuple[Source, Item]], alone: bool, skyline: dict[str, Tensor]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -19,6 +20,7 @@ from unspoken.lab.experiment import Experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.report import render
 from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
+from unspoken.lab.tasks.protocol import Source, Task
 from unspoken.spec import fingerprint
 
 IDENTITY = ("model", "task", "prompts", "packages", "revision", "gate")
@@ -49,6 +51,71 @@ class Loaded:
     seconds: float
 
 
+@runtime_checkable
+class Host(Protocol):
+    """Runs experiments: this process, or the workers of a cluster."""
+
+    def run(self, experiment: Experiment, begin: Begin, watch: Watcher) -> Study:
+        """Run an experiment that has been checked.
+
+        Args:
+            experiment: What is run.
+            begin: Returns the run folder, given what must be the same to go on with a run, and what is recorded.
+            watch: Told how far it is.
+
+        Raises:
+            UnspokenError: If the model cannot be used, or the folder cannot be written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back models and workers."""
+        ...
+
+
+class Here:
+    """Runs experiments in this process; the model stays until another one is asked for."""
+
+    def __init__(self) -> None:
+        self._held: tuple[object, Loaded] | None = None
+
+    def run(self, experiment: Experiment, begin: Begin, watch: Watcher) -> Study:
+        """Run an experiment that has been checked."""
+        with self.opened(experiment, watch) as (runner, env):
+            folder = begin(identity(env), env)
+            return close_study(folder, experiment, runner.run(folder, watch))
+
+    @contextmanager
+    def opened(self, experiment: Experiment, watch: Watcher) -> Iterator[tuple[Runner, dict[str, Any]]]:
+        """Yield what runs an experiment, and what is recorded about that."""
+        loaded = self._loaded(experiment, watch)
+        task, sources = load_task(experiment)
+        env = environment(loaded.engine, loaded.gate, _described_task(experiment, task, sources))
+        env |= {"seconds_load": loaded.seconds}
+        senders = _senders_engine(loaded.engine, experiment)
+        try:
+            if experiment.sender_model is not None:
+                env |= {"senders": described_model(senders)}
+            yield Runner(experiment, loaded.engine, sources, task.measure, senders), env
+        finally:
+            if senders is not loaded.engine:
+                senders.close()
+
+    def close(self) -> None:
+        """Give back the model."""
+        if self._held is not None:
+            self._held[1].engine.close()
+            self._held = None
+
+    def _loaded(self, experiment: Experiment, watch: Watcher) -> Loaded:
+        model = (experiment.model, experiment.engine, experiment.loading)
+        if self._held is None or self._held[0] != model:
+            self.close()
+            watch(0, 1, f"loading {experiment.model}")
+            self._held = model, load(experiment)
+        return self._held[1]
+
+
 def load(experiment: Experiment) -> Loaded:
     """Load an experiment's model.
 
@@ -60,8 +127,19 @@ def load(experiment: Experiment) -> Loaded:
     return Loaded(engine, gate, time.perf_counter() - began)
 
 
-def run_study(experiment: Experiment, results: Path, watch: Watcher) -> Study:
+def identity(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same to go on with a run, of what is recorded about it."""
+    return {name: env[name] for name in IDENTITY}
+
+
+def run_study(experiment: Experiment, results: Path, watch: Watcher, host: Host | None = None) -> Study:
     """Run an experiment, or go on with its unfinished run, and write everything about it.
+
+    Args:
+        experiment: What is run.
+        results: The results folder.
+        watch: Told how far it is.
+        host: What runs it; by default this process.
 
     Raises:
         UnspokenError: If the model cannot be used, the task or an arm is unknown, or the folder cannot be written.
@@ -71,20 +149,12 @@ def run_study(experiment: Experiment, results: Path, watch: Watcher) -> Study:
         return record.RunFolder.open(results, experiment, identity, env)
 
     check(experiment)
-    return run_on(load(experiment), experiment, begin, watch)
+    with closing(host or Here()) as running:
+        return running.run(experiment, begin, watch)
 
 
-def run_on(loaded: Loaded, experiment: Experiment, begin: Begin, watch: Watcher) -> Study:
-    """Run an experiment on a loaded model.
-
-    Args:
-        loaded: The model.
-        experiment: What is run.
-        begin: Returns the run folder, given what must be the same to go on with a run, and what is recorded.
-        watch: Told how far it is.
-    """
-    task, sources = load_task(experiment)
-    described = {
+def _described_task(experiment: Experiment, task: Task, sources: tuple[Source, ...]) -> dict[str, Any]:
+    return {
         "name": experiment.task,
         "version": task.version,
         "hash": task_hash(sources),
@@ -92,17 +162,6 @@ def run_on(loaded: Loaded, experiment: Experiment, begin: Begin, watch: Watcher)
         "measure": task.measure,
         "senders": max(len(source.read) for source in sources),
     }
-    env = environment(loaded.engine, loaded.gate, described) | {"seconds_load": loaded.seconds}
-    senders = _senders_engine(loaded.engine, experiment)
-    try:
-        if experiment.sender_model is not None:
-            env |= {"senders": described_model(senders)}
-        folder = begin({key: env[key] for key in IDENTITY}, env)
-        runner = Runner(experiment, loaded.engine, sources, folder, task.measure, senders)
-        return close_study(folder, experiment, runner.run(watch))
-    finally:
-        if senders is not loaded.engine:
-            senders.close()
 
 
 def _senders_engine(engine: Engine, experiment: Experiment) -> Engine:

@@ -11,7 +11,8 @@ results/<sweep>/<UTC time>-<short id>/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from unspoken.errors import UsageError
 from unspoken.lab import record
 from unspoken.lab.report import render_sweep
 from unspoken.lab.runner import Watcher, check
-from unspoken.lab.study import Loaded, load, run_on
+from unspoken.lab.study import Here, Host
 from unspoken.lab.sweep import Cell, Sweep, sweep_of
 from unspoken.spec import fingerprint
 
@@ -110,7 +111,9 @@ class SweepFolder:
             )
 
 
-def run_sweep(sweep: Sweep, results: Path, wanted: Sequence[str], watch: Watcher) -> SweepStudy:
+def run_sweep(
+    sweep: Sweep, results: Path, wanted: Sequence[str], watch: Watcher, host: Host | None = None
+) -> SweepStudy:
     """Run the cells of a sweep that nobody has finished or is running, and close it if none is left.
 
     Args:
@@ -118,6 +121,7 @@ def run_sweep(sweep: Sweep, results: Path, wanted: Sequence[str], watch: Watcher
         results: The results folder.
         wanted: Texts that the keys of the cells to run contain; none for all.
         watch: Told how far it is.
+        host: What runs them; by default this process.
 
     Raises:
         UnspokenError: If a model cannot be used, a cell cannot be run, or the folder cannot be written.
@@ -126,14 +130,9 @@ def run_sweep(sweep: Sweep, results: Path, wanted: Sequence[str], watch: Watcher
     for cell in cells:
         check(cell.experiment)
     folder = SweepFolder.open(results, sweep)
-    held: list[Loaded] = []
-    try:
-        for cell, new_model in _by_model(cells):
-            if new_model:
-                _release(held)
-            _run_cell(folder, cell, held, watch)
-    finally:
-        _release(held)
+    with closing(host or Here()) as running:
+        for cell in _by_model(cells):
+            _run_cell(folder, cell, running, watch)
     return close_sweep(folder)
 
 
@@ -165,7 +164,7 @@ def open_sweep(path: Path) -> SweepFolder | None:
     return SweepFolder(path, sweep_of(data, config))
 
 
-def _run_cell(folder: SweepFolder, cell: Cell, held: list[Loaded], watch: Watcher) -> None:
+def _run_cell(folder: SweepFolder, cell: Cell, host: Host, watch: Watcher) -> None:
     """Run a cell, unless it is finished or another process is at it."""
     lock = folder.lock(cell.folder)
     try:
@@ -175,30 +174,18 @@ def _run_cell(folder: SweepFolder, cell: Cell, held: list[Loaded], watch: Watche
     with lock:
         if folder.finished(cell):
             return
-        if not held:
-            watch(0, 1, f"loading {cell.experiment.model}")
-            held.append(load(cell.experiment))
         begin = folder.begin(cell)
-        run_on(held[0], cell.experiment, begin, lambda done, total, what: watch(done, total, f"{cell.key} {what}"))
+        host.run(cell.experiment, begin, lambda done, total, what: watch(done, total, f"{cell.key} {what}"))
 
 
-def _by_model(cells: Sequence[Cell]) -> Iterator[tuple[Cell, bool]]:
-    """Yield cells so that those of one model follow one another, and whether the model is another one."""
-    last = None
+def _by_model(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells so that those of one model follow one another."""
     models = [_model(cell) for cell in cells]
-    for cell in sorted(cells, key=lambda each: models.index(_model(each))):
-        yield cell, _model(cell) != last
-        last = _model(cell)
+    return sorted(cells, key=lambda each: models.index(_model(each)))
 
 
 def _model(cell: Cell) -> tuple[object, ...]:
     return cell.experiment.model, cell.experiment.engine, cell.experiment.loading
-
-
-def _release(held: list[Loaded]) -> None:
-    for each in held:
-        each.engine.close()
-    held.clear()
 
 
 def _metrics(path: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def hand_over(
         tokens_skipped=sum(each.tokens_skipped for each in deliveries),
         seconds=seconds,
         messages=tuple(each.message for each in deliveries),
-        recognised=None if recognise is None else recognise(_longest(mind, len(deliveries))),
+        recognised=None if recognise is None else recognise(_telling(mind, len(deliveries))),
     )
 
 
@@ -154,7 +154,11 @@ def _delivered(
     return mind, deliveries, headings
 
 
-def _longest(mind: Mind, passages: int) -> KVCache:
-    """Return the columns of the longest of the last passages, position-free."""
-    longest = max(mind.held[-passages:], key=lambda held: held.stop - held.start)
-    return RemoveRope()(mind.reading(longest).cache.span("content"))
+def _telling(mind: Mind, passages: int) -> KVCache:
+    """Return the columns of the last passages that tell most of whose they are, position-free.
+
+    These are the longest that was read: agents are enrolled by what they read, and an answer of a small model that
+    repeats itself is like nobody's reading (docs/log.md, 2026-11-28).
+    """
+    told = max(mind.held[-passages:], key=lambda held: (held.passage.hearer is not None, held.stop - held.start))
+    return RemoveRope()(mind.reading(told).cache.span("content"))

@@ -1,6 +1,6 @@
 """Transports: where caches wait, under keys, for whoever gets them.
 
-An address names one: `memory`, `shm`, `shm:NAME`, `file:PATH`.
+An address names one: `memory`, `shm`, `shm:NAME`, `file:PATH`, `lmcache:[TENANT@][HOST:PORT:HTTP_PORT]`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ TRANSPORTS = Registry(
         "memory": "unspoken.transports.folder:within_process",
         "shm": "unspoken.transports.folder:shared_memory",
         "file": "unspoken.transports.folder:file_folder",
+        "lmcache": "unspoken.transports.distributed:distributed",
     },
 )
 
