@@ -28,7 +28,8 @@ def up(name: str, host: str, port: int, http_port: int, memory: float, chunk: in
        redis: str | None, as_json: bool) -> None:  # fmt: skip
     """Start a store that outlives this command: an LMCache server.
 
-    Whoever reaches its ports may read, change and delete what is in it: open them to machines you trust, if to any.
+    Whoever reaches its ports may read, change and delete what is in it, and run programs as you: open them to machines
+    you trust, if to any.
     """
     from unspoken.transports import lmcache_server as server
     from unspoken.transports.lmcache_client import Address
@@ -36,8 +37,8 @@ def up(name: str, host: str, port: int, http_port: int, memory: float, chunk: in
     tiers = [server.shared_folder(folder)] if folder is not None else []
     tiers += [server.redis(redis)] if redis is not None else []
     limits = server.Limits(Address(host, port, http_port), memory, chunk, tuple(tiers))
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        note(f"Whoever can reach {host} may read and change all caches in this store.")
+    if not limits.address.local:
+        note(f"Whoever can reach {host} may read and change all caches in this store, and run programs as you.")
     note("Starting ...")
     found = server.start(name, stores(), limits)
     if as_json:

@@ -22,6 +22,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from unspoken.errors import TransportFailed, UnspokenError, UsageError
+from unspoken.transports import tensorpickle
 
 PIN = "0.5.6"
 TIMEOUT_SECONDS = 10.0
@@ -44,6 +45,11 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}:{self.http_port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in ("127.0.0.1", "localhost")
 
     @property
     def http(self) -> str:
@@ -197,7 +203,9 @@ def told(address: Address) -> Iterator[None]:
 def _registered(server: Server, name: str, layers: int, width: int, dtype: torch.dtype) -> Any:
     """Return LMCache's client with a geometry of our own: one head of `width`, one block a chunk."""
     from lmcache.sdk.context import LMCacheSDKContext
+    from lmcache.v1.multiprocess.transfer_context import pickle as between_hosts
 
+    between_hosts.pickle = tensorpickle  # It would let a store run programs here.
     address = server.address
     context: Any = LMCacheSDKContext(f"tcp://{address.host}:{address.port}", address.http, name, timeout=server.seconds)
     # Where nobody takes what is sent, ZeroMQ waits for ever by default: to send it, and then to close the connection.
@@ -222,6 +230,7 @@ def _with_geometry(context: Any, server: Server, name: str, layers: int, width: 
         LayoutHints,
         create_transfer_context,
     )
+    from lmcache.v1.multiprocess.transfer_context.pickle import EngineDrivenContextPickle
 
     context._world_size = context._num_kv_readers = context.blocks_in_chunk = 1
     dummy = {f"layer.{at}": torch.zeros((1, 2, 1, server.chunk, width), dtype=dtype) for at in range(layers)}
@@ -232,6 +241,11 @@ def _with_geometry(context: Any, server: Server, name: str, layers: int, width: 
         raise TransportFailed(
             f"LMCache moves tensors by {type(transfer).__name__}, expected {EngineDrivenTransferContext.__name__}.",
             "Start the server with `unspoken store up`.",
+        )
+    if context.shm_name and isinstance(transfer.engine_driven_context, EngineDrivenContextPickle):
+        raise TransportFailed(
+            f"The LMCache server at {server.address} moves tensors through the memory of its own machine alone.",
+            "Start it with `unspoken store up --host` and an address that others see.",
         )
     context._transfer_ctx = ContiguousTransferWrapper(transfer.engine_driven_context, server.chunk)
     return context

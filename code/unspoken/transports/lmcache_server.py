@@ -212,7 +212,8 @@ def _command(limits: Limits) -> Sequence[str]:
         "--l1-size-gb": limits.memory_gb,
         "--eviction-policy": "LRU",
         "--supported-transfer-mode": "auto",
-        "--shm-name": f"unspoken-{os.getuid()}-{secrets.token_hex(4)}",
+        # With shared memory it answers nobody on another machine; without, tensors go by the network, to all.
+        "--shm-name": f"unspoken-{os.getuid()}-{secrets.token_hex(4)}" if limits.address.local else "",
     }
     tiers = [part for tier in limits.tiers for part in ("--l2-adapter", json.dumps(tier))]
     return [str(program), "server", *(str(part) for option in options.items() for part in option), *tiers]
@@ -229,7 +230,7 @@ def _check(limits: Limits) -> None:
         raise UsageError(f"A memory of {limits.memory_gb} GiB holds nothing.", "Give 2, say.")
     # With less shared memory than it asks for, it would go on without, and move everything ten times as slowly.
     free = shutil.disk_usage(SHARED_MEMORY).free / 2**30 if SHARED_MEMORY.is_dir() else 0.0
-    if free < limits.memory_gb:
+    if limits.address.local and free < limits.memory_gb:
         raise UsageError(
             f"The store shall have {limits.memory_gb:g} GiB of shared memory, and {free:.1f} are free.",
             "Give less --memory, or make /dev/shm larger.",
