@@ -148,3 +148,19 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TransportFailed, match="cannot be used"):
         open_transport(f"file:{tmp_path / 'file' / 'folder'}")
+
+
+def test_own_memory_is_not_read_through_again_unless_a_seal_is_asked_for(
+    cache: KVCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_transport("memory") as transport:
+        transport.put("k", cache)
+        monkeypatch.setattr("unspoken.cachefile.reader.digest_and_check", lambda *_: pytest.fail("it was"))
+        assert same(transport.get("k").cache, cache)
+        monkeypatch.undo()
+        file = transport.path / "k.kv.safetensors"  # type: ignore[attr-defined]
+        whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1
+        file.write_bytes(whole)
+        with pytest.raises(CacheFileError, match="does not match its digest"):
+            transport.get("k", lambda header: header)

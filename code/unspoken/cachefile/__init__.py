@@ -8,7 +8,7 @@ from unspoken.cachefile.header import CAPS, Caps, FileManifest, Header, peek
 from unspoken.cachefile.sealed import Seal, tokens_digest
 
 if TYPE_CHECKING:
-    from unspoken.cachefile.reader import read_cache, read_packed
+    from unspoken.cachefile.reader import map_packed, read_cache, read_packed
     from unspoken.cachefile.writer import file_codec, write_cache, write_packed
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Header",
     "Seal",
     "file_codec",
+    "map_packed",
     "peek",
     "read_cache",
     "read_packed",
@@ -29,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Reading a header needs no torch; only what touches tensors imports it.
-    if name in ("read_cache", "read_packed"):
+    if name in ("map_packed", "read_cache", "read_packed"):
         from unspoken.cachefile import reader
 
         return getattr(reader, name)

@@ -50,7 +50,27 @@ def read_packed(
     """Return what lies in a file, memory-mapped and not unpacked; arguments and errors are those of `read_cache`."""
     path = Path(path)
     header = peek(path, caps) if header is None else header
-    info = header.manifest.cache
+    packed = map_packed(path, header, layers)
+    _verify(path, header, packed.tensors)
+    return packed
+
+
+def map_packed(path: str | Path, header: Header, layers: Collection[int] | None = None) -> Packed:
+    """Return what lies in a file, memory-mapped and compared with nothing.
+
+    For files that this user's own processes wrote, with `write_packed`, where nobody else writes; all others are read
+    with `read_packed`.
+
+    Args:
+        path: The file.
+        header: Its header.
+        layers: Indices of the layers wanted; by default all.
+
+    Raises:
+        StorageError: If the file cannot be mapped.
+        UsageError: If a wanted layer is not in it.
+    """
+    path, info = Path(path), header.manifest.cache
     wanted = [layer for layer in info.layers if layers is None or layer.index in layers]
     if not wanted or (layers is not None and len(wanted) != len(set(layers))):
         raise UsageError(
@@ -59,7 +79,6 @@ def read_packed(
     kept = tuple(f"layers.{layer.index}." for layer in wanted)
     chosen = {name: part for name, part in parts(info).items() if name.startswith(kept)}
     data = _mapped(path, header)
-    _verify(path, header, data, chosen)
     tensors = {name: _tensor(data, header.tensors[name], part) for name, part in chosen.items()}
     return Packed(msgspec.structs.replace(info, layers=tuple(wanted)), tensors)
 
@@ -77,15 +96,15 @@ def _tensor(data: Tensor, entry: Entry, part: Part) -> Tensor:
     return data[entry.start : entry.stop].view(ELEMENTS[part.element]).reshape(part.shape)
 
 
-def _verify(path: Path, header: Header, data: Tensor, chosen: Mapping[str, Part]) -> None:
+def _verify(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Check digests and numbers on two threads; both release the interpreter lock."""
-    raw, names = data.numpy(), list(chosen)
+    names, known = list(tensors), parts(header.manifest.cache)
 
     def problems(share: Sequence[str]) -> list[str]:
         found = []
         for name in share:
-            entry, element = header.tensors[name], chosen[name].element
-            digest, sound = digest_and_check(raw[entry.start : entry.stop], element)
+            element = known[name].element
+            digest, sound = digest_and_check(tensors[name].reshape(-1).view(torch.uint8).numpy(), element)
             if digest != header.manifest.digests.get(name):
                 found.append(f"is damaged: '{name}' does not match its digest")
             elif not sound:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from unspoken.cache import KVCache
-from unspoken.cachefile import FileManifest, peek, read_packed, write_cache
+from unspoken.cachefile import FileManifest, map_packed, peek, read_packed, write_cache
 from unspoken.errors import StorageError, TransportFailed, UsageError
 from unspoken.transforms.codecs import codec_named
 from unspoken.transports.protocol import Arrived, Judge, Sign, require_key
@@ -26,10 +26,13 @@ class Folder:
 
     Args:
         path: The folder; made, for its owner alone, if it is not there.
+        own: Whether nobody but this user's own processes can have written there: they have looked at every number,
+            and it is not looked at again.
         temporary: What removes it when the transport is closed; by default it stays.
     """
 
     path: Path
+    own: bool = False
     temporary: TemporaryDirectory[str] | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +68,8 @@ class Folder:
             header = peek(file)
             if judge is not None:
                 judge(header)
-            packed = read_packed(file, header=header)
+            # Who asks for a seal asks whether the columns are those that were sealed.
+            packed = map_packed(file, header) if self.own and judge is None else read_packed(file, header=header)
         except StorageError as error:
             raise self._gone(key, error) from error
         cache = codec_named(packed.manifest.dtype).unpack(packed)
@@ -114,7 +118,7 @@ def shared_memory(where: str) -> Folder:
             f"There is no shared memory at {SHARED_MEMORY} on this machine.", "Use file:PATH with a folder of yours."
         )
     path = SHARED_MEMORY / f"unspoken-{os.getuid()}{f'-{require_key(where)}' if where else ''}"
-    found = Folder(path)
+    found = Folder(path, own=True)
     about = path.lstat()  # Anybody may make a folder of this name here, or a link.
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
         raise TransportFailed(
@@ -133,4 +137,4 @@ def within_process(where: str) -> Folder:
         raise UsageError(f"The address 'memory:{where}' names a place.", "Write memory, or shm:NAME.")
     parent = str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     temporary = TemporaryDirectory(prefix="unspoken-", dir=parent)
-    return Folder(Path(temporary.name), temporary)
+    return Folder(Path(temporary.name), True, temporary)
