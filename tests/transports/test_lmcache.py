@@ -284,7 +284,8 @@ def test_what_is_used_of_the_pinned_release_is_there(lmcache: Address) -> None:
     """The contract: a newer release that passes this and the rest of these tests may be pinned."""
     from lmcache.sdk.context import LMCacheSDKContext
 
-    made = client._registered(Server(lmcache), "contract", 2, 8, torch.float32)
+    dummy = {f"layer.{at}": torch.zeros(1, 2, 1, CHUNK, 8) for at in range(2)}
+    made = client._registered(Server(lmcache), "contract", dummy, 1, 8)
     try:
         assert isinstance(made, LMCacheSDKContext)
         rows = torch.rand(2, 2, 3 * CHUNK + 1, 8)

@@ -73,7 +73,7 @@ class Worker:
         if self._opened is None or self._opened[0] != experiment:
             self._opened = None
             self._held.close()
-            self._opened = experiment, *self._held.enter_context(self._here.opened(experiment, _silent))
+            self._opened = experiment, *self._held.enter_context(self._here.opened(experiment))
         return self._opened[1:]
 
 
@@ -201,7 +201,3 @@ def _require_same(found: Sequence[Mapping[str, Any]]) -> None:
             f"The workers do not have the same {', '.join(sorted(differing))}.",
             "Install one version of everything on all machines of the cluster.",
         )
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """Nobody watches a worker."""

@@ -81,14 +81,14 @@ class Here:
 
     def run(self, experiment: Experiment, begin: Begin, watch: Watcher) -> Study:
         """Run an experiment that has been checked."""
-        with self.opened(experiment, watch) as (runner, env):
+        with self.opened(experiment) as (runner, env):
             folder = begin(identity(env), env)
             return close_study(folder, experiment, runner.run(folder, watch))
 
     @contextmanager
-    def opened(self, experiment: Experiment, watch: Watcher) -> Iterator[tuple[Runner, dict[str, Any]]]:
+    def opened(self, experiment: Experiment) -> Iterator[tuple[Runner, dict[str, Any]]]:
         """Yield what runs an experiment, and what is recorded about that."""
-        loaded = self._loaded(experiment, watch)
+        loaded = self._loaded(experiment)
         task, sources = load_task(experiment)
         env = environment(loaded.engine, loaded.gate, _described_task(experiment, task, sources))
         env |= {"seconds_load": loaded.seconds}
@@ -107,11 +107,10 @@ class Here:
             self._held[1].engine.close()
             self._held = None
 
-    def _loaded(self, experiment: Experiment, watch: Watcher) -> Loaded:
+    def _loaded(self, experiment: Experiment) -> Loaded:
         model = (experiment.model, experiment.engine, experiment.loading)
         if self._held is None or self._held[0] != model:
             self.close()
-            watch(0, 1, f"loading {experiment.model}")
             self._held = model, load(experiment)
         return self._held[1]
 

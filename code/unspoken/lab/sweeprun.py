@@ -174,6 +174,7 @@ def _run_cell(folder: SweepFolder, cell: Cell, host: Host, watch: Watcher) -> No
     with lock:
         if folder.finished(cell):
             return
+        watch(0, 1, f"{cell.key}, on {cell.experiment.model}")
         begin = folder.begin(cell)
         host.run(cell.experiment, begin, lambda done, total, what: watch(done, total, f"{cell.key} {what}"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,11 +19,12 @@ from typing import Any
 
 import httpx
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from unspoken.errors import TransportFailed, UnspokenError, UsageError
 from unspoken.transports import tensorpickle
+from unspoken.transports.vllm_blocks import BLOCK
 
 PIN = "0.5.6"
 TIMEOUT_SECONDS = 10.0
@@ -99,8 +101,39 @@ class Server:
         Raises:
             TransportFailed: If the server does not take it.
         """
+        dummy = {f"layer.{at}": torch.zeros((1, 2, 1, self.chunk, width), dtype=dtype) for at in range(layers)}
         with told(self.address):
-            return Space(_registered(self, name, layers, width, dtype), self)
+            return Space(_registered(self, name, dummy, 1, width), self)
+
+    def put_blocks(
+        self, name: str, ids: Sequence[int], blocks: Float[Tensor, "layers tokens packed"], heads: int
+    ) -> None:
+        """Keep blocks as vLLM's CPU backend has them (see `vllm_blocks`), where vLLM's connector to LMCache looks.
+
+        Args:
+            name: The model's name exactly as vLLM was given it.
+            ids: Token ids, a multiple of the chunk.
+            blocks: The columns.
+            heads: Of keys and values.
+
+        Raises:
+            UsageError: If tokens and blocks do not fit together, or into whole chunks of one block.
+            TransportFailed: If the server does not take it.
+        """
+        if len(ids) != blocks.shape[1] or len(ids) % self.chunk or self.chunk != BLOCK:
+            raise UsageError(
+                f"There are {len(ids)} tokens and {blocks.shape[1]} rows, in chunks of {self.chunk}.",
+                f"Give as many of both, a multiple of {BLOCK}, to a store with --chunk {BLOCK}.",
+            )
+        head_dim = blocks.shape[2] // (2 * heads)
+        shape = (1, heads, BLOCK, 2 * head_dim)
+        dummy = {f"layer.{at}": torch.zeros(shape, dtype=blocks.dtype) for at in range(len(blocks))}
+        with told(self.address):
+            context = _registered(self, name, dummy, heads, head_dim)
+            try:
+                _put_blocks(context, ids, blocks)
+            finally:
+                _ended(context)
 
     def delete(self, name: str, ids: Sequence[int], salt: str) -> None:
         """Remove whole chunks from the server and from what it shares with others; what is not there is no error.
@@ -200,9 +233,9 @@ def told(address: Address) -> Iterator[None]:
         ) from error
 
 
-def _registered(server: Server, name: str, layers: int, width: int, dtype: torch.dtype) -> Any:
-    """Return LMCache's client with a geometry of our own: one head of `width`, one block a chunk."""
-    from lmcache.sdk.context import LMCacheSDKContext
+def _registered(server: Server, name: str, dummy: dict[str, Tensor], heads: int, head_dim: int) -> Any:
+    """Return LMCache's client with a geometry of our own, which one block of each layer shows: one block a chunk."""
+    from lmcache.sdk.context import LayoutHints, LMCacheSDKContext
     from lmcache.v1.multiprocess.transfer_context import pickle as between_hosts
 
     between_hosts.pickle = tensorpickle  # It would let a store run programs here.
@@ -211,8 +244,9 @@ def _registered(server: Server, name: str, layers: int, width: int, dtype: torch
     # Where nobody takes what is sent, ZeroMQ waits for ever by default: to send it, and then to close the connection.
     socket = context._req_client._message_queue_client.socket
     socket.linger, socket.sndtimeo = 0, int(1000 * server.seconds)
+    hints = {"kv_layout": "HND", "num_kv_heads": heads, "tokens_per_block": server.chunk, "head_dim": head_dim}
     try:
-        return _with_geometry(context, server, name, layers, width, dtype)
+        return _with_geometry(context, server, name, dummy, LayoutHints(**hints))
     except BaseException:
         _ended(context)
         raise
@@ -223,19 +257,16 @@ def _ended(context: Any) -> None:
     context._zmq_context.destroy(linger=0)
 
 
-def _with_geometry(context: Any, server: Server, name: str, layers: int, width: int, dtype: torch.dtype) -> Any:
+def _with_geometry(context: Any, server: Server, name: str, dummy: dict[str, Tensor], hints: Any) -> Any:
     from lmcache.sdk.context import (
         ContiguousTransferWrapper,
         EngineDrivenTransferContext,
-        LayoutHints,
         create_transfer_context,
     )
     from lmcache.v1.multiprocess.transfer_context.pickle import EngineDrivenContextPickle
 
     context._world_size = context._num_kv_readers = context.blocks_in_chunk = 1
-    dummy = {f"layer.{at}": torch.zeros((1, 2, 1, server.chunk, width), dtype=dtype) for at in range(layers)}
     transfer = create_transfer_context(dummy, instance_id=context.instance_id, req_client=context._req_client)
-    hints = LayoutHints(kv_layout="HND", num_kv_heads=1, tokens_per_block=server.chunk, head_dim=width)
     transfer.register(dummy, name, 1, 1, server.seconds, layout_hints=hints)
     if not isinstance(transfer, EngineDrivenTransferContext):
         raise TransportFailed(
@@ -249,6 +280,21 @@ def _with_geometry(context: Any, server: Server, name: str, layers: int, width: 
         )
     context._transfer_ctx = ContiguousTransferWrapper(transfer.engine_driven_context, server.chunk)
     return context
+
+
+def _put_blocks(context: Any, ids: Sequence[int], blocks: Tensor) -> None:
+    """Fill the places that a server gives for what it lacks; its own client knows keys and values apart only."""
+    request = f"unspoken-{uuid.uuid4().hex}"
+    key = context._create_key(token_ids=list(ids), start=0, end=len(ids), request_id=request, worker_id=0)
+    low, rows = context.transfer_ctx._context, context.chunk_size
+    chunks = [blocks[:, at : at + rows].contiguous() for at in range(0, len(ids), rows)]
+    try:
+        found = low.prepare_store(key, context.instance_id)
+        for slot, at in zip(*found, strict=True) if found is not None else ():
+            slot.copy_(chunks[at])
+        low.commit_store(key, context.instance_id, chunks if found is None else [])
+    finally:
+        context.end_session(request)
 
 
 def _object_keys(chunk: int, name: str, ids: Sequence[int], salt: str) -> Sequence[Any]:
