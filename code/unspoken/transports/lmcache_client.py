@@ -132,6 +132,12 @@ class Server:
             context = _registered(self, name, dummy, heads, head_dim)
             try:
                 _put_blocks(context, ids, blocks)
+                found = context.retrieve(list(ids))
+                if found is None or not torch.equal(found, blocks):
+                    raise TransportFailed(
+                        f"The store at {self.address} has not kept the blocks; there may be no room, or others there.",
+                        "Give it more memory, or start it anew.",
+                    )
             finally:
                 _ended(context)
 
