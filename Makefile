@@ -60,7 +60,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp,ray,lmcache]" --group dev
-	$(BIN)/pip install --quiet --no-deps $(LMCACHE)  # Of the packages it names, some are CUDA's.
+	test "$$(uname)" != Linux || $(BIN)/pip install --quiet --no-deps $(LMCACHE)  # Some of what it names is CUDA's.
 	touch $@
 
 clean:

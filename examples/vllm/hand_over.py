@@ -100,6 +100,7 @@ def _kept(found: dict[str, Any], prompts: Any, given: argparse.Namespace) -> int
     ]
     fine = all(
         row["same_as_alone"]
+        and row["answered"]
         and not row["zeroed_same_as_alone"]
         and not row["zeroed_answered"]
         and row["cached"] == len(ids) // BLOCK * BLOCK

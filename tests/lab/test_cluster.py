@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from unspoken.errors import ModelNotFound, UsageError, WorkersLost
+from unspoken.lab import cluster
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, open_finished
 from unspoken.lab.study import run_study
-
-cluster = pytest.importorskip("unspoken.lab.cluster", reason="Ray is not installed")
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -137,6 +136,12 @@ def test_a_cluster_that_is_not_there_is_told() -> None:
         cluster.Cluster("127.0.0.1:1", 1)
     with pytest.raises(UsageError, match="0 workers"):
         cluster.Cluster("local", 0)
+
+
+def test_more_workers_than_processors_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UsageError, match="take 3 processors, the cluster has 2"):
+        cluster.Cluster("local", 3)
 
 
 def test_workers_of_different_kinds_do_not_run_one_experiment() -> None:

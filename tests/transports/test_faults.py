@@ -19,12 +19,11 @@ from unspoken.transports import lmcache_server as server
 from unspoken.transports.distributed import Distributed
 from unspoken.transports.lmcache_client import Address, Server
 
-from .conftest import free_address
+from .conftest import LINUX_ONLY, free_address
 from .faults import FAULTS, BadLine
 from .samples import read, same
 
-pytest.importorskip("lmcache", reason="LMCache is not installed: `make setup`")
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [LINUX_ONLY, pytest.mark.timeout(900)]
 
 CHUNK = 16
 SECONDS, HEALTHY_SECONDS = 0.5, 10.0

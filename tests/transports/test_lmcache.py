@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +30,10 @@ from unspoken.transports.distributed import Distributed
 from unspoken.transports.lmcache_client import Address, Server
 from unspoken.transports.parting import addressed
 
-from .conftest import free_address
+from .conftest import LINUX_ONLY, free_address
 from .samples import MILL, read, same, same_columns
 
+pytestmark = LINUX_ONLY
 CHUNK = 16
 
 
@@ -156,7 +158,6 @@ def test_another_tenant_gets_nothing(store: Distributed, whole: KVCache, lmcache
 
 
 def test_two_servers_that_share_a_folder_share_caches(tmp_path: Path, whole: KVCache) -> None:
-    pytest.importorskip("lmcache")
     tier = server.shared_folder(tmp_path / "shared")
     here, there = (
         server.start(name, tmp_path, server.Limits(free_address(), 0.25, CHUNK, (tier,))) for name in ("here", "there")
@@ -195,8 +196,6 @@ def _gone(transport: Any) -> bool:
 
 def _eventually(act: Callable[[], Any], seconds: float = 20.0) -> Any:
     """Return what comes of an act once it is something: a server writes to what it shares in its own time."""
-    import time
-
     until = time.monotonic() + seconds
     while True:
         try:
@@ -247,7 +246,6 @@ def test_what_a_store_says_of_a_key_may_be_nonsense(store: Distributed) -> None:
 
 
 def test_a_store_without_room_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
-    pytest.importorskip("lmcache")
     found = server.start("small", tmp_path, server.Limits(free_address(), 0.03, CHUNK))
     try:
         with open_transport(f"lmcache:{found.address}") as store:
@@ -320,13 +318,11 @@ def test_what_is_no_address_is_told(where: str, told: str, lmcache: Address) -> 
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
-    pytest.importorskip("lmcache")
     with pytest.raises(TransportFailed, match="cannot be used"):
         open_transport(f"lmcache:{free_address()}")
 
 
 def test_a_store_is_started_once_and_ended(tmp_path: Path) -> None:
-    pytest.importorskip("lmcache")
     limits = server.Limits(free_address(), 0.1, CHUNK)
     found = server.start("main", tmp_path, limits)
     assert server.names(tmp_path) == ("main",)
@@ -348,7 +344,6 @@ def test_a_store_is_started_once_and_ended(tmp_path: Path) -> None:
 def test_a_process_that_only_has_the_number_of_a_server_is_left_alone(tmp_path: Path) -> None:
     mine = server.Running(os.getpid(), 1.0, "127.0.0.1", 1, 2, "log")
     (tmp_path / "main.json").write_bytes(msgspec.json.encode(mine))
-    pytest.importorskip("psutil")
     assert server.running("main", tmp_path) is None
     (tmp_path / "main.json").write_text("{")
     with pytest.raises(StorageError, match="cannot be read"):
@@ -368,13 +363,11 @@ def test_a_process_that_only_has_the_number_of_a_server_is_left_alone(tmp_path: 
     ],
 )
 def test_limits_that_make_no_sense_are_told(limits: server.Limits, told: str, tmp_path: Path) -> None:
-    pytest.importorskip("lmcache")
     with pytest.raises(UsageError, match=told):
         server.start("main", tmp_path, limits)
 
 
 def test_a_server_that_does_not_start_tells_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lmcache")
     monkeypatch.setattr(server, "_command", lambda _: [sys.executable, "-c", "raise SystemExit('no luck')"])
     with pytest.raises(TransportFailed, match="did not start: no luck"):
         server.start("main", tmp_path, server.Limits(free_address(), 0.1))

@@ -34,13 +34,13 @@ def run(experiment: Path, cells: tuple[str, ...], ray: str | None, workers: int 
     from unspoken.lab.sweep import Sweep, load_plan
 
     plan = load_plan(experiment)
-    host = None if ray is None else _cluster(ray, workers or 2)
+    if cells and not isinstance(plan, Sweep):
+        raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --cells out.")
     if ray is None and workers is not None:
         raise UsageError("Workers are those of a cluster.", "Give --ray local, say, with --workers.")
+    host = None if ray is None else _cluster(ray, workers or 2)
     if isinstance(plan, Sweep):
         conduct_sweep(plan, results, cells, as_json, host)
-    elif cells:
-        raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --cells out.")
     else:
         conduct(plan, results, as_json, host)
 

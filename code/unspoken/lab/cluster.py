@@ -87,7 +87,7 @@ class Cluster:
         threads: Of each; so many processors of the cluster are taken for it.
 
     Raises:
-        UsageError: If no worker is asked for.
+        UsageError: If no worker is asked for, or more than the cluster has processors for.
         WorkersLost: If there is no cluster.
     """
 
@@ -118,6 +118,14 @@ class Cluster:
             raise WorkersLost(
                 f"There is no Ray cluster at '{address}': {error}.", "Start one with `ray start --head`, or give local."
             ) from error
+        resources: Any = ray.cluster_resources  # Not annotated.
+        there = int(resources().get("CPU", 0))
+        if there < workers * threads:  # Ray would wait for more to be added.
+            self.close()
+            raise UsageError(
+                f"{workers} workers of {threads} threads take {workers * threads} processors, the cluster has {there}.",
+                "Ask for fewer --workers, or add a machine.",
+            )
         made: Any = ray.remote(num_cpus=threads, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
         self._workers: list[ActorHandle[Worker]] = [made.remote(os.getcwd(), threads) for _ in range(workers)]
 

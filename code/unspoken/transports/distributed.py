@@ -11,7 +11,6 @@ A store keeps what it has been given under hashes and never changes it; three th
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -105,8 +104,9 @@ class Distributed:
             data = self._data(key, record, header)
             if data is None:
                 raise self._lost(key)
-            with open(file, "r+b", buffering=0) as staged:
-                _write(staged.fileno(), data, header.header_bytes)
+            with open(file, "r+b") as staged:
+                staged.seek(header.header_bytes)
+                staged.write(data.numpy().data)
             packed = read_packed(file, header=header)  # What is mapped stays when the folder goes.
         cache = codec_named(packed.manifest.dtype).unpack(packed)
         return Arrived(cache, header, record.payload_bytes, missing(cache))
@@ -215,9 +215,3 @@ def _label(key: str, record: Record, what: str) -> str:
 
 def _digest(data: Tensor) -> str:
     return blake3.blake3(data.numpy().data).hexdigest()
-
-
-def _write(descriptor: int, data: Tensor, offset: int) -> None:
-    view, done = data.numpy().data, 0
-    while done < len(view):  # One call writes at most 2 GiB on Linux.
-        done += os.pwrite(descriptor, view[done:], offset + done)

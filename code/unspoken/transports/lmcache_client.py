@@ -77,11 +77,8 @@ class Server:
         found, config = self._asked("lmc_version"), self._asked("config")
         with told(address):
             release, about = str(found).split("-")[0], config["mp"]
-            self.chunk, hashes, mode = (
-                int(about["chunk_size"]),
-                about["hash_algorithm"],
-                about["supported_transfer_mode"],
-            )
+            hashes, mode = about["hash_algorithm"], about["supported_transfer_mode"]
+            self.chunk = int(about["chunk_size"])
         if release != PIN or hashes != HASHES or mode not in ("engine_driven", "auto") or 2048 % self.chunk:
             raise TransportFailed(
                 f"The LMCache server at {address} is release {release}, with chunks of {self.chunk} tokens, hashes "
@@ -216,7 +213,7 @@ def require_pinned() -> None:
     except PackageNotFoundError:
         found = "not installed"
     if found != PIN:
-        raise UsageError(f"LMCache {PIN} is needed, found: {found}.", "Run `make lmcache`, or see docs/transports.md.")
+        raise UsageError(f"LMCache {PIN} is needed, found: {found}.", "docs/transports.md says how to install it.")
     os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
     os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
 
