@@ -44,6 +44,15 @@ def test_answer(low: float, high: float, p: float | None, answer: str) -> None:
     assert verdict.sentences[0].startswith(opening)
 
 
+def test_questions_about_the_receiver_do_not_ask_whether_understanding_moved() -> None:
+    verdict = judge(figures(-0.4, -0.2, about="receiver"))
+    assert verdict.answer == "not asked"
+    (sentence,) = verdict.sentences
+    assert sentence.startswith("Whether understanding moved was not asked")
+    assert "20.0 % with nothing, 90.0 % reading the text, 0.0 % with the sender's columns of it" in sentence
+    assert judge(figures(-0.4, -0.2, about="text")).answer == "no"
+
+
 def test_pilot_cannot_show_that_nothing_moved() -> None:
     verdict = judge(figures(0.0, 0.0, 1.0, pilot=True, items=12))
     assert verdict.answer == "not shown"

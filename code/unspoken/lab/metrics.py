@@ -12,6 +12,7 @@ from unspoken.lab.fused_arms import control_of
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
 from unspoken.lab.tables import family
+from unspoken.lab.tasks import about
 
 EQUAL_MARGIN = 0.05
 # The founding claim: 8 to 10 % more accuracy and twice the speed of text.
@@ -74,6 +75,7 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         "gate": env.get("gate"),
         "task": task,
         "measure": (task or {}).get("measure", "options"),
+        **({} if about(experiment.task) == "text" else {"about": about(experiment.task)}),
         "arms": {arm: _arm(table, arm) for arm in experiment.arms},
         "pgr": _pgr(table, experiment.arms),
         **({} if subject in (None, "kv") else {"subject": subject, "control": control_of(str(subject))}),

@@ -11,7 +11,7 @@ from unspoken.lab.experiment import POWERED_ITEMS
 from unspoken.lab.metrics import EQUAL_MARGIN
 from unspoken.lab.tables import Number, bracket, percent, points, probability, rate
 
-Answer = Literal["yes", "no", "not shown"]
+Answer = Literal["yes", "no", "not shown", "not asked"]
 Standing = Literal["holds", "not shown", "does not hold", "not measured"]
 SIGNIFICANT = 0.05
 CLAIMED_POINTS, CLAIMED_RATIO = 0.08, 2.0
@@ -60,12 +60,31 @@ def judge(metrics: Mapping[str, Any]) -> Verdict:
 
     `yes` needs a content gain whose interval lies above 0 and whose p-value is below 0.05. `no` needs an
     interval that leaves no room for a gain of 5 points, in a run large enough and a task on which reading the
-    text helps. Everything else is `not shown`.
+    text helps. A run whose questions are about the receiver itself does not ask: `not asked`. Everything else is
+    `not shown`.
     """
+    if metrics.get("about", "text") != "text":
+        told = (_unasked(metrics), _pilot(metrics))
+        return Verdict("not asked", tuple(each for each in told if each), _warnings(metrics))
     answer = _answer(metrics)
     found = claims(metrics)
     sentences = (_content(answer, metrics), _presence(metrics), _closeness(metrics), *_claimed(found), _pilot(metrics))
     return Verdict(answer, tuple(each for each in sentences if each), _warnings(metrics))
+
+
+def _unasked(metrics: Mapping[str, Any]) -> str:
+    ways = {
+        "none": "with nothing",
+        "full-text": "reading the text",
+        "kv": "with the sender's columns of it",
+        "kv-continue": "going on from the sender's whole cache",
+    }
+    arms = metrics["arms"]
+    rates = ", ".join(f"{percent(_reached(arms[arm]))} % {way}" for arm, way in ways.items() if arm in arms)
+    return (
+        "Whether understanding moved was not asked: the questions are about the receiver, not about the text. It gave "
+        f"the answer that counts here in {rates}."
+    )
 
 
 def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:

@@ -32,6 +32,15 @@ FILE = "data"
 FIXED = {"name", "version", "measure", FILE}
 
 
+def about(text: str) -> str:
+    """Return what the questions of a task are about: "text", or "receiver", whom they ask about itself.
+
+    A task says so by its class attribute `about`; those that have none ask about the text.
+    """
+    name = text.partition(":")[0].partition("@")[0]
+    return str(getattr(TASKS.load(name), "about", "text")) if name in TASKS.names() else "text"
+
+
 def build_task(text: str, data: str | None = None) -> Task:
     """Return the task of a name with options.
 

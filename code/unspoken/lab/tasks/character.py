@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from unspoken.errors import UsageError
 from unspoken.identity.cards import Persona, make_agents
@@ -47,6 +47,7 @@ class CharacterTask:
         UsageError: If it is neither.
     """
 
+    about: ClassVar[str] = "receiver"
     whose: str = "receiver"
     name: str = "character"
     version: str = "1"
