@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(
     file = tmp_path / "a.kv.safetensors"
     file.write_bytes(b"old")
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
+        patched.setattr(os, "pwritev", full)
         told = unspoken("capture", made / "doc.txt", "--out", file, *FAKE)
     clear(told, "cannot be written: No space left on device")
     assert folder_of(tmp_path) == ["a.kv.safetensors"]

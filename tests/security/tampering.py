@@ -23,6 +23,7 @@ from torch import Tensor
 from unspoken.cache import KVCache, KVLayer
 from unspoken.cachefile import FileManifest, Header, Seal, peek, read_packed, write_cache
 from unspoken.cachefile.header import VERSION, encode_header, layout, manifest_digest
+from unspoken.layout import parts
 from unspoken.manifest import Span, Step
 from unspoken.spec import ModelSpec, RopeSpec
 from unspoken.trust.keys import SigningKey
@@ -164,7 +165,7 @@ class World:
         manifest = msgspec.structs.replace(header.manifest.cache, **fields)
         digests = {name: blake3(data).hexdigest() for name, data in made.items()}
         whole = FileManifest(VERSION, manifest, digests, manifest_digest(VERSION, manifest, digests))
-        return encode_header(whole, layout(manifest), seal_of(header)) + b"".join(made.values())
+        return encode_header(whole, layout(parts(manifest)), seal_of(header)) + b"".join(made.values())
 
     def sealed_by(self, raw: bytes, key: SigningKey, **fields: Any) -> bytes:
         """Return a file with other fields in its seal, which is signed again with a key."""

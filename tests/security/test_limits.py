@@ -17,6 +17,7 @@ from unspoken.cachefile.caps import header_problem, nodes
 from unspoken.cachefile.header import MANIFEST_KEY, encode_header, layout
 from unspoken.cachefile.sealed import SEAL_KEY
 from unspoken.errors import CacheFileError, UsageError
+from unspoken.layout import parts
 from unspoken.manifest import LayerInfo, Span
 from unspoken.trust.encrypted import MAGIC
 from unspoken.trust.seals import seal_file
@@ -216,7 +217,7 @@ def test_the_largest_honest_file_has_fewer_lists_and_members_than_are_allowed() 
     info = msgspec.structs.replace(
         cache(0, 5, True).manifest, spec=spec, layers=tuple(layers), token_ids=(1,) * 2048, dtype="int4"
     )
-    places = layout(info)
+    places = layout(parts(info))
     assert len(places) == CAPS.layers * 9
     header = encode_header(FileManifest(2, info, dict.fromkeys(places, "0" * 64), "0" * 64), places)
     assert nodes(header) < 80_000 < CAPS.nodes // 3

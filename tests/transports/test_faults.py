@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 from unspoken.cache import KVCache
 from unspoken.errors import CacheFileError, TransportFailed
@@ -54,7 +55,12 @@ class Stand:
             line.heal()
         found = server.running("main", self.folder)
         if found is not None:
-            return False
+            try:
+                server.usage(found.address, HEALTHY_SECONDS)
+            except TransportFailed:  # Nonsense of some kinds ends LMCache's part that takes caches.
+                server.stop("main", self.folder)
+            else:
+                return False
         server.start("main", self.folder, server.Limits(self.real, 0.25, CHUNK))
         return True
 
@@ -101,6 +107,7 @@ def got(address: Address, key: str, allowed: list[KVCache], seconds: float = SEC
 def test_two_hundred_faults_leave_nothing_wrong_behind(stand: Stand) -> None:
     draw = random.Random(20261128)
     told: Counter[str] = Counter()
+    ended = 0
     kills = set(draw.sample(range(LINE_FAULTS + KILLS), KILLS))
     longest = 0.0
     for number in range(LINE_FAULTS + KILLS):
@@ -123,6 +130,7 @@ def test_two_hundred_faults_leave_nothing_wrong_behind(stand: Stand) -> None:
         if timer is not None:
             timer.join()
         anew = stand.mend()
+        ended += anew and fault != "kill"
         # Where the server lived on, one of the two is there, as a whole, and after a put that was told to be done the
         # new one. Where it did not, what was in its memory is lost, and that is told.
         allowed = [new] if (act, outcome) == ("put", "done") else [old, new] if act == "put" else [old]
@@ -130,6 +138,7 @@ def test_two_hundred_faults_leave_nothing_wrong_behind(stand: Stand) -> None:
         assert anew or after == "done", (number, fault, act, outcome, after)
     assert longest < BOUND
     assert told["refused"] > 50
+    assert ended < LINE_FAULTS / 10
 
 
 def test_a_key_can_be_used_again_after_a_put_that_failed(stand: Stand) -> None:
@@ -140,6 +149,22 @@ def test_a_key_can_be_used_again_after_a_put_that_failed(stand: Stand) -> None:
         stand.mend()
         assert put(stand.real, "again", read(f"Fine {number}."), HEALTHY_SECONDS) == "done"
         assert got(stand.real, "again", [read(f"Fine {number}.")], HEALTHY_SECONDS) == "done"
+
+
+def test_a_server_that_a_malformed_message_has_ended_is_told_and_can_be_started_anew(stand: Stand) -> None:
+    stand.mend()
+    context = zmq.Context()
+    with context.socket(zmq.DEALER) as rude:
+        rude.connect(f"tcp://127.0.0.1:{stand.real.port}")
+        rude.send(b"too short")
+        until = time.monotonic() + HEALTHY_SECONDS
+        while put(stand.real, "never", read("Never."), SECONDS) == "done":
+            assert time.monotonic() < until
+    context.term()
+    with pytest.raises(TransportFailed, match="takes no caches any more"):
+        server.usage(stand.real, SECONDS)
+    assert stand.mend()
+    assert put(stand.real, "anew", read("Anew."), HEALTHY_SECONDS) == "done"
 
 
 def test_something_else_that_listens_there_is_told(stand: Stand) -> None:

@@ -1,4 +1,4 @@
-"""Caches in a real LMCache server: by tokens, as bytes, for one tenant, over two servers, and what the pin is for."""
+"""Caches in a real LMCache server: by tokens, as bytes, for one tenant, and what the pin is for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from unspoken.transports.lmcache_client import Address, Server
 from unspoken.transports.parting import addressed
 
 from .conftest import LINUX_ONLY, free_address
-from .samples import MILL, read, same, same_columns
+from .samples import MILL, eventually, read, same, same_columns
 
 pytestmark = LINUX_ONLY
 CHUNK = 16
@@ -155,57 +154,6 @@ def test_another_tenant_gets_nothing(store: Distributed, whole: KVCache, lmcache
         assert isinstance(theirs, Distributed)
         assert theirs._room(whole.manifest).get(whole.manifest.token_ids or (), theirs.tenant) is None
         assert theirs._room(whole.manifest).get(whole.manifest.token_ids or (), store.tenant) is not None
-
-
-def test_two_servers_that_share_a_folder_share_caches(tmp_path: Path, whole: KVCache) -> None:
-    tier = server.shared_folder(tmp_path / "shared")
-    here, there = (
-        server.start(name, tmp_path, server.Limits(free_address(), 0.25, CHUNK, (tier,))) for name in ("here", "there")
-    )
-    try:
-        with (
-            open_transport(f"lmcache:{here.address}") as sender,
-            open_transport(f"lmcache:{there.address}") as receiver,
-        ):
-            for cache in (whole, read(MILL)):
-                sender.put("k", cache)
-                found = _eventually(lambda: receiver.get("k"))
-                assert same_columns(found.cache, cache.slice(0, found.cache.columns) if found.missing else cache)
-            # What is put in its place at one of them is not hidden by what the other has in memory.
-            newer = read("Bob has left.")
-            sender.put("k", newer)
-            assert _eventually(lambda: receiver.get("k") if _is(receiver, newer) else None) is not None
-            sender.delete("k")
-            assert _eventually(lambda: _gone(receiver))
-    finally:
-        server.stop("here", tmp_path)
-        server.stop("there", tmp_path)
-
-
-def _is(transport: Any, cache: KVCache) -> bool:
-    return bool(transport.get("k").header.manifest.cache == cache.manifest)
-
-
-def _gone(transport: Any) -> bool:
-    try:
-        transport.get("k")
-    except TransportFailed as error:
-        return "There is nothing" in error.problem
-    return False
-
-
-def _eventually(act: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Return what comes of an act once it is something: a server writes to what it shares in its own time."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if found := act():
-                return found
-        except TransportFailed:
-            if time.monotonic() > until:
-                raise
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_log_says_what_happened_in_order_and_ends(store: Distributed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +281,7 @@ def test_a_store_is_started_once_and_ended(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be listened at"):
         server.start("second", tmp_path, limits)
     os.kill(found.pid, signal.SIGKILL)
-    assert _eventually(lambda: server.running("main", tmp_path) is None)
+    assert eventually(lambda: server.running("main", tmp_path) is None)
     with pytest.raises(TransportFailed, match="does not tell its state"):
         server.usage(found.address)
     with pytest.raises(TransportFailed, match="No store named 'main' runs"):

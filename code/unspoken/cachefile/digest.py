@@ -12,7 +12,7 @@ from unspoken.layout import BLOCK_BYTES
 
 # Small enough to stay in a core's second-level cache between hashing and checking, large enough to release the
 # interpreter lock for most of the time; ggml's blocks of 34 and 18 bytes are not torn.
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 # An IEEE number is NaN or infinite if all bits of its exponent are set. Such numbers without a sign are the ones from
 # the first limit on, if all are seen as signed integers, and those with a sign the ones from the second limit on, if
 # all are seen as unsigned integers: two maxima find them, and neither needs memory of its own.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from unspoken.cachefile.caps import Caps as Caps
 from unspoken.cachefile.caps import first_problem, header_problem
 from unspoken.cachefile.sealed import SEAL_KEY, Seal, decode_seal, encode_seal
 from unspoken.errors import CacheFileError, StorageError
-from unspoken.layout import SIZES, parts
+from unspoken.layout import SIZES, Part, parts
 from unspoken.manifest import Manifest
 
 VERSION = 2
@@ -72,6 +73,7 @@ class Header:
 
     Attributes:
         manifest: What the file says it is.
+        parts: What each tensor is.
         tensors: Where each tensor lies.
         header_bytes: Length of the header, the eight bytes of its length included.
         file_bytes: Size of the file.
@@ -80,6 +82,7 @@ class Header:
     """
 
     manifest: FileManifest
+    parts: dict[str, Part]
     tensors: dict[str, Entry]
     header_bytes: int
     file_bytes: int
@@ -113,11 +116,11 @@ def tensor_names(cache: Manifest) -> list[str]:
     return list(parts(cache))
 
 
-def layout(cache: Manifest) -> dict[str, Entry]:
-    """Return where each tensor of a cache lies, from its manifest alone."""
+def layout(known: Mapping[str, Part]) -> dict[str, Entry]:
+    """Return where each tensor of a cache lies, from what its manifest says there is (`unspoken.layout.parts`)."""
     entries: dict[str, Entry] = {}
     at = 0
-    for name, (element, shape) in parts(cache).items():
+    for name, (element, shape) in known.items():
         stop = at + SIZES[element] * prod(shape)
         entries[name] = Entry(ELEMENTS.get(element, BYTES), shape, at, stop)
         at = stop
@@ -164,7 +167,8 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
     if problem is not None:
         raise refused(path, problem)
     tensors = _entries(path, fields)
-    expected = layout(manifest.cache)
+    known = parts(manifest.cache)
+    expected = layout(known)
     if tensors != expected:
         raise refused(path, _first_difference(tensors, expected))
     if manifest.digests.keys() != expected.keys():
@@ -174,7 +178,7 @@ def peek(path: str | Path, caps: Caps = CAPS) -> Header:
         state = "truncated" if file_bytes < end else "followed by foreign bytes"
         raise refused(path, f"is {state}: it has {file_bytes} bytes, its header describes {end}")
     exact = seal is not None and encode_header(manifest, expected, seal)[8:] == raw
-    return Header(manifest, tensors, 8 + len(raw), file_bytes, seal, exact)
+    return Header(manifest, known, tensors, 8 + len(raw), file_bytes, seal, exact)
 
 
 def _raw_header(path: Path, caps: Caps) -> tuple[bytes, int]:

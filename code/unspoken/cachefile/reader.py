@@ -14,7 +14,7 @@ from unspoken.cache import KVCache
 from unspoken.cachefile.digest import digest_and_check
 from unspoken.cachefile.header import CAPS, Caps, Entry, Header, peek, refused
 from unspoken.errors import StorageError, UsageError
-from unspoken.layout import Part, parts
+from unspoken.layout import Part
 from unspoken.packed import ELEMENTS, Packed
 from unspoken.transforms.codecs import codec_named
 
@@ -77,7 +77,7 @@ def map_packed(path: str | Path, header: Header, layers: Collection[int] | None 
             f"{path.name} does not hold all of the layers {sorted(layers or ())}.", "See `unspoken inspect`."
         )
     kept = tuple(f"layers.{layer.index}." for layer in wanted)
-    chosen = {name: part for name, part in parts(info).items() if name.startswith(kept)}
+    chosen = {name: part for name, part in header.parts.items() if name.startswith(kept)}
     data = _mapped(path, header)
     tensors = {name: _tensor(data, header.tensors[name], part) for name, part in chosen.items()}
     return Packed(msgspec.structs.replace(info, layers=tuple(wanted)), tensors)
@@ -98,12 +98,12 @@ def _tensor(data: Tensor, entry: Entry, part: Part) -> Tensor:
 
 def _verify(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Check digests and numbers on two threads; both release the interpreter lock."""
-    names, known = list(tensors), parts(header.manifest.cache)
+    names = list(tensors)
 
     def problems(share: Sequence[str]) -> list[str]:
         found = []
         for name in share:
-            element = known[name].element
+            element = header.parts[name].element
             digest, sound = digest_and_check(tensors[name].reshape(-1).view(torch.uint8).numpy(), element)
             if digest != header.manifest.digests.get(name):
                 found.append(f"is damaged: '{name}' does not match its digest")

@@ -22,13 +22,13 @@ from unspoken.cachefile.digest import digest_and_check
 from unspoken.cachefile.header import VERSION, FileManifest, encode_header, layout, manifest_digest
 from unspoken.cachefile.sealed import Seal
 from unspoken.errors import StorageError, UsageError
-from unspoken.layout import parts
+from unspoken.layout import Part, parts
 from unspoken.manifest import Manifest
 from unspoken.packed import ELEMENTS, Packed, plain
 from unspoken.transforms import Codec
 from unspoken.transforms.codecs import codec_named
 
-WRITERS = 2
+TOGETHER = 16
 _BLANK = "0" * 64
 
 Sign = Callable[[FileManifest], Seal]
@@ -72,8 +72,8 @@ def file_codec(name: str) -> Codec:
 def write_packed(packed: Packed, path: str | Path, sign: Sign | None = None) -> FileManifest:
     """Write a packed cache to a file, as `write_cache` does.
 
-    Two threads hash and write one tensor after the other, each at its place, and the digests, whose length
-    is known beforehand, are put into the header at the end.
+    One thread writes the tensors, another one hashes them meanwhile, and the digests, whose length is known
+    beforehand, are put into the header at the end.
 
     Raises:
         StorageError: If the file cannot be written.
@@ -120,9 +120,9 @@ def _described(packed: Packed) -> Manifest:
 
 
 def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path, sign: Sign | None) -> FileManifest:
-    places, known = layout(info), parts(info)
-    names = list(known)
-    blank = FileManifest(VERSION, info, dict.fromkeys(names, _BLANK), _BLANK)
+    known = parts(info)
+    places = layout(known)
+    blank = FileManifest(VERSION, info, dict.fromkeys(known, _BLANK), _BLANK)
     start = encode_header(blank, places, None if sign is None else sign(blank))
     data_start, problem = len(start), header_problem(start[8:], CAPS)
     if problem is not None:
@@ -130,31 +130,33 @@ def _write(info: Manifest, tensors: Mapping[str, Tensor], part: Path, sign: Sign
             f"The cache {problem}; no reader would accept its file.",
             "Leave out the token ids, or write fewer columns or spans.",
         )
-    # The pool ends before the file is closed: a thread that is still writing must not meet a closed descriptor.
-    with open(part, "wb", buffering=0) as file, ThreadPoolExecutor(WRITERS) as pool:
-
-        def store(share: list[str]) -> dict[str, str]:
-            digests = {}
-            for name in share:
-                data = _bytes(tensors[name])
-                digests[name], sound = digest_and_check(data, known[name].element)
-                if not sound:
-                    raise UsageError(
-                        f"The cache holds NaN, infinite numbers or negative positions in '{name}'.",
-                        "Capture it again; check the model's weights.",
-                    )
-                _write_at(file.fileno(), data.data, data_start + places[name].start)
-            return digests
-
-        shares = pool.map(store, (names[at::WRITERS] for at in range(WRITERS)))
-        found = {name: digest for share in shares for name, digest in share.items()}
-        digests = {name: found[name] for name in names}
+    with open(part, "wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        # Two threads that both write would wait for each other: a file takes one write at a time.
+        hashed = hasher.submit(_digests, tensors, known)
+        names = list(places)
+        for at in range(0, len(names), TOGETHER):
+            few = names[at : at + TOGETHER]
+            _write_at(file.fileno(), [_bytes(tensors[name]).data for name in few], data_start + places[few[0]].start)
+        digests = hashed.result()
         manifest = FileManifest(VERSION, info, digests, manifest_digest(VERSION, info, digests))
         header = encode_header(manifest, places, None if sign is None else sign(manifest))
         if len(header) != data_start:
             raise UsageError("The seal of the cache is not as long as it was said to be.", "Seal the file afterwards.")
-        _write_at(file.fileno(), memoryview(header), 0)
+        _write_at(file.fileno(), [memoryview(header)], 0)
     return manifest
+
+
+def _digests(tensors: Mapping[str, Tensor], known: Mapping[str, Part]) -> dict[str, str]:
+    """Return each tensor's digest, or refuse numbers that no model could have made."""
+    digests = {}
+    for name, part in known.items():
+        digests[name], sound = digest_and_check(_bytes(tensors[name]), part.element)
+        if not sound:
+            raise UsageError(
+                f"The cache holds NaN, infinite numbers or negative positions in '{name}'.",
+                "Capture it again; check the model's weights.",
+            )
+    return digests
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
@@ -162,7 +164,12 @@ def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return found
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):  # One call writes at most 2 GiB on Linux.
-        done += os.pwrite(descriptor, data[done:], offset + done)
+def _write_at(descriptor: int, data: list[memoryview], offset: int) -> None:
+    """Write what follows one another at once: between two calls, threads wait for each other."""
+    while data:
+        done = os.pwritev(descriptor, data, offset)  # One call writes at most 2 GiB on Linux.
+        offset += done
+        while data and done >= len(data[0]):
+            done -= len(data.pop(0))
+        if done:
+            data[0] = data[0][done:]

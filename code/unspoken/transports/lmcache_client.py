@@ -218,6 +218,28 @@ def require_pinned() -> None:
     os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
 
 
+def require_answer(address: Address, seconds: float) -> None:
+    """Ask for a sign of life where tensors go: one malformed message ends that part of a server, and HTTP goes on.
+
+    Raises:
+        UsageError: If the pinned release is not installed here.
+        TransportFailed: If there is none in time.
+    """
+    require_pinned()
+    import zmq
+    from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
+
+    waiting = zmq.Context()
+    with told(address):
+        client: Any = RequestClientFactory.create(f"tcp://{address.host}:{address.port}", context=waiting)
+        client._message_queue_client.socket.linger = 0
+        try:
+            client.noop().result(timeout=seconds)
+        finally:
+            client.close()
+            waiting.destroy(linger=0)
+
+
 @contextmanager
 def told(address: Address) -> Iterator[None]:
     """Turn whatever goes wrong between here and a server into one kind of error.

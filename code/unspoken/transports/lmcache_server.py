@@ -20,11 +20,12 @@ import msgspec
 
 from unspoken.errors import StorageError, TransportFailed, UsageError
 from unspoken.transports.folder import SHARED_MEMORY
-from unspoken.transports.lmcache_client import Address, require_pinned
+from unspoken.transports.lmcache_client import Address, require_answer, require_pinned
 from unspoken.transports.protocol import require_key
 
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
+ANEW = "Start it anew: `unspoken store down`, then `unspoken store up`."
 
 
 @dataclass(frozen=True)
@@ -179,14 +180,14 @@ def usage(address: Address, seconds: float = 5.0) -> dict[str, Any]:
     """Return what a server says of itself: objects, bytes used and there, tiers, health.
 
     Raises:
-        TransportFailed: If it does not answer, or answers nonsense.
+        TransportFailed: If it does not answer, answers nonsense, or takes no caches any more.
     """
     try:
         answer = httpx.get(f"{address.http}/status", timeout=seconds)
         answer.raise_for_status()
         about = answer.json()
         memory = about["storage_manager"]["l1_manager"]
-        return {
+        found = {
             "healthy": bool(about["is_healthy"]),
             "chunk": int(about["chunk_size"]),
             "objects": int(memory["total_object_count"]),
@@ -196,8 +197,13 @@ def usage(address: Address, seconds: float = 5.0) -> dict[str, Any]:
         }
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise TransportFailed(
-            f"The LMCache server at {address} does not tell its state ({type(error).__name__}).", "Start it anew."
+            f"The LMCache server at {address} does not tell its state ({type(error).__name__}).", ANEW
         ) from error
+    try:
+        require_answer(address, seconds)
+    except TransportFailed as error:
+        raise TransportFailed(f"The LMCache server at {address} takes no caches any more.", ANEW) from error
+    return found
 
 
 def _command(limits: Limits) -> Sequence[str]:
@@ -211,6 +217,8 @@ def _command(limits: Limits) -> Sequence[str]:
         "--chunk-size": limits.chunk,
         "--l1-size-gb": limits.memory_gb,
         "--eviction-policy": "LRU",
+        # What came from a tier stays in memory; by default it would be fetched anew each time.
+        "--l2-prefetch-policy": "retain",
         "--supported-transfer-mode": "auto",
         # With shared memory it answers nobody on another machine; without, tensors go by the network, to all.
         "--shm-name": f"unspoken-{os.getuid()}-{secrets.token_hex(4)}" if limits.address.local else "",

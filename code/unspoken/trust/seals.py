@@ -88,7 +88,7 @@ def seal_file(
     path = Path(path)
     header = peek(path)
     seal = _signed(key, _fields(header.manifest, sender, session, seconds_to_live, tokens, now))
-    start = encode_header(header.manifest, layout(header.manifest.cache), seal)
+    start = encode_header(header.manifest, layout(header.parts), seal)
     problem = header_problem(start[8:], CAPS)
     if problem is not None:
         raise UsageError(
