@@ -6,6 +6,7 @@ move bytes and nothing else; transports also describe, hash and check what they 
 
 from __future__ import annotations
 
+import gc
 import mmap
 import multiprocessing
 import socket
@@ -81,6 +82,7 @@ def measure(spec: ModelSpec, columns: int, addresses: Sequence[str], repeats: in
         for number in range(repeats + 1):
             say(f"round {number} of {repeats} ...")
             for way, move in ways.items():
+                gc.collect()  # What one way leaves behind is not the next one's to clean up.
                 found = move()
                 if number:  # The first round only warms up.
                     took[way].append(found)
