@@ -142,6 +142,7 @@ def _receive(orders: Connection) -> None:
     }
     while (order := orders.recv()) is not None:
         how, where = order
+        gc.collect()
         began = time.perf_counter()
         try:
             gets[how](where)
