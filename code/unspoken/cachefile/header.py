@@ -135,17 +135,11 @@ def encode_header(manifest: FileManifest, tensors: dict[str, Entry], seal: Seal 
     metadata = {"format": "pt", MANIFEST_KEY: msgspec.json.encode(manifest, order="deterministic").decode()}
     if seal is not None:
         metadata |= {MANIFEST_KEY: _canonical(msgspec.to_builtins(manifest)), SEAL_KEY: encode_seal(seal)}
-    text = json.dumps(
-        {
-            "__metadata__": metadata,
-            **{
-                name: {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
-                for name, entry in tensors.items()
-            },
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
-    ).encode()
+    table = {
+        name: {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.start, entry.stop)}
+        for name, entry in tensors.items()
+    }
+    text = msgspec.json.encode({"__metadata__": metadata, **table})
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
