@@ -160,6 +160,23 @@ def transports(addresses: tuple[str, ...], columns: int, repeats: int, results: 
     _show(found, table, folder, as_json, 100)
 
 
+@bench.command("serve")
+@click.argument("url", default="http://127.0.0.1:8765")
+@click.option("--at-once", default=50, show_default=True, type=click.IntRange(1, 9000), help="Requests together.")
+@click.option("--in-a-row", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests after that.")
+@click.option("--token", envvar="UNSPOKEN_TOKEN", help="Of an agent, if the server wants one.")
+@results_option
+@as_json
+def serving(url: str, at_once: int, in_a_row: int, token: str | None, results: Path, as_json: bool) -> None:
+    """Put the server at URL under load: many requests at once, then many in a row, and its memory meanwhile."""
+    from unspoken.bench.record import keep
+    from unspoken.bench.serving import measure, table
+
+    found = measure(url, token, at_once, in_a_row, note)
+    folder = keep("bench-serve", found, None, None, results)
+    _show(found, table, folder, as_json, 100)
+
+
 def _show(
     found: dict[str, Any], table: Callable[[dict[str, Any]], Table], folder: Path, as_json: bool, width: int
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -22,6 +22,7 @@ class Metrics:
         self, waiting: Callable[[], int], running: Callable[[], int], held: Callable[[], tuple[int, int]]
     ) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # Memory, processor time, open files; on Linux.
         self.requests = Counter(
             "unspoken_requests", "Requests by route and status.", ("route", "status"), registry=self._registry
         )
