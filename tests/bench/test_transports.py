@@ -20,7 +20,7 @@ def test_each_way_is_measured_against_the_plain_file(tmp_path: Path) -> None:
     addresses = [f"file:{tmp_path}", f"shm:test-bench-{os.getpid()}"]
     found = measure(SMALL, 20, addresses, 2, lambda _: None)
     assert found["bytes"] == 2 * 2 * 8 * 128 * 20 * 2
-    assert [row["way"] for row in found["rows"]] == [PLAIN, SOCKET, *addresses]
+    assert [row["transport"] for row in found["rows"]] == [PLAIN, SOCKET, *addresses]
     assert all(row["seconds_put"] > 0 and row["ratio"] > 0 for row in found["rows"])
     assert found["rows"][0]["ratio"] == 1
     assert table(found).row_count == 4

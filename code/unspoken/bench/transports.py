@@ -98,7 +98,7 @@ def table(found: dict[str, Any]) -> Table:
     for row in found["rows"]:
         together = row["seconds_put"] + row["seconds_get"]
         shown.add_row(
-            row["way"],
+            row["transport"],
             f"{1e3 * row['seconds_put']:.1f}",
             f"{1e3 * row['seconds_get']:.1f}",
             f"{found['bytes'] / together / 1e9:.2f}",
@@ -109,7 +109,7 @@ def table(found: dict[str, Any]) -> Table:
 
 def _row(way: str, took: Sequence[tuple[float, float]], plain: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {
-        "way": way,
+        "transport": way,
         "seconds_put": median(put for put, _ in took),
         "seconds_get": median(get for _, get in took),
         "ratio": median(sum(mine) / sum(bare) for mine, bare in zip(took, plain, strict=True)),
