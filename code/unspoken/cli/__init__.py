@@ -27,6 +27,7 @@ COMMANDS = {
     "leak": "Read the text out of a cache file, as anybody with the model can.",
     "mcp": "Hand over and recall as tools of the Model Context Protocol.",
     "plan": "Tell what of a model fits a machine, and which command to run.",
+    "power": "Tell how many questions it takes to see a difference.",
     "prove": "Prove, with controls, that understanding moves through a cache.",
     "redact": "Take a system prompt or other columns out of a cache file.",
     "report": "Rebuild metrics and report of a run from its folder alone.",
