@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from unspoken.errors import UsageError
 
 LEVEL, POWER = 0.05, 0.80
-# Of 119 pairs of arms on record that lie 2 to 8 points apart, half differ on at most 12.5 % of the questions, and one in
-# ten on 37 % and more (docs/log.md, 2026-11-28).
+# Of 119 pairs of arms on record that lie 2 to 8 points apart, half differ on at most 12.5 % of the questions, and a
+# tenth on 37 % and more (docs/log.md, 2026-11-28).
 DIFFERING = 0.20
 MOST_ITEMS = 20_000
 
