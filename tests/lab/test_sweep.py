@@ -21,7 +21,7 @@ from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.runner import Runner
 from unspoken.lab.sweep import Sweep, load_plan
-from unspoken.lab.sweeprun import SweepStudy, close_sweep, open_sweep, run_sweep
+from unspoken.lab.sweeprun import SweepStudy, close_sweep, open_sweep, pilot, run_sweep
 
 YAML = """
 name: both
@@ -297,3 +297,41 @@ def test_two_processes_share_one_sweep_and_one_may_be_killed(tmp_path: Path) -> 
     assert {of["items"] for of in metrics["cells"].values()} == {150}
     assert not list(folder.rglob("samples.jsonl"))
     assert len(json.loads((folder / "env.json").read_bytes())["starts"]) == 4
+
+
+@undrawn_here
+def test_a_pilot_is_small_and_of_what_is_here(plan: Callable[..., Any], tmp_path: Path) -> None:
+    sweep = plan(
+        "name: claims\nengine: fake\nitems: 24\ntimed_items: 3\narms: [none, text@8, kv, kv-deranged]\ncells:\n"
+        "  - {model: small}\n  - {model: models/away.gguf, engine: llamacpp}\n"
+        f"  - {{task: reading, data: {tmp_path}/away.jsonl, model: small}}\n"
+    )
+    small, left = pilot(sweep)
+    assert [cell.key for cell in small.cells] == ["private-facts/small/fake"]
+    assert [each.partition(" is left out: ")[0] for each in left] == [cell.key for cell in sweep.cells[1:]]
+    assert "There is no model file models/away.gguf" in left[0]
+    assert "away.jsonl" in left[1]
+    study = _run(small, tmp_path / "results")
+    assert study.folder.parent.name == "claims-pilot"
+    metrics = study.metrics["cells"]["private-facts/small/fake"]
+    assert (metrics["items"], metrics["pilot"], metrics["claims"]["text@8"]["timed_items"]) == (12, True, 1)
+
+
+def test_a_pilot_of_what_is_not_here_is_refused(plan: Callable[..., Any]) -> None:
+    sweep = plan("name: claims\ncells:\n  - {model: models/away.gguf, engine: llamacpp}\n")
+    with pytest.raises(UsageError, match="No cell of the sweep 'claims' can be run here"):
+        pilot(sweep)
+    with pytest.raises(UsageError, match="There is no channel named 'nonsense'"):
+        pilot(plan("name: claims\nengine: fake\narms: [nonsense]\ncells:\n  - {model: small}\n"))
+
+
+def test_the_page_of_a_sweep_puts_the_founding_claim_first(plan: Callable[..., Any], tmp_path: Path) -> None:
+    sweep = plan(
+        "name: claims\nengine: fake\nitems: 12\ntimed_items: 2\narms: [none, text@8, kv, kv-deranged]\ncells:\n"
+        "  - {model: small}\n  - {model: large}\n"
+    )
+    page = (_run(sweep, tmp_path).folder / "report.html").read_text()
+    table = page.partition('aria-label="Claims by experiment"')[2].partition("</table>")[0]
+    assert table.count("<tr><td") == 2
+    assert "private-facts/large/fake (pilot)" in table
+    assert "text@8" in table

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option("--cells", multiple=True, help="Run only the cells of a sweep with this in their name; may be repeated.")
+@click.option("--pilot", is_flag=True, help="Ask a dozen questions in each cell whose data and models are here.")
 @click.option("--ray", help="Run on the workers of a Ray cluster: HOST:PORT, auto, or local to start one here.")
 @click.option("--workers", type=click.IntRange(min=1), help="How many, with --ray; each has a model.  [default: 2]")
 @results_option
 @as_json
-def run(experiment: Path, cells: tuple[str, ...], ray: str | None, workers: int | None, results: Path,
+def run(experiment: Path, cells: tuple[str, ...], pilot: bool, ray: str | None, workers: int | None, results: Path,
         as_json: bool) -> None:  # fmt: skip
     """Run the EXPERIMENT of a YAML file (see experiments/); an unfinished run of it is gone on with.
 
@@ -36,10 +37,14 @@ def run(experiment: Path, cells: tuple[str, ...], ray: str | None, workers: int 
     plan = load_plan(experiment)
     if cells and not isinstance(plan, Sweep):
         raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --cells out.")
+    if pilot and not isinstance(plan, Sweep):
+        raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --pilot out, and give few items.")
     if ray is None and workers is not None:
         raise UsageError("Workers are those of a cluster.", "Give --ray local, say, with --workers.")
     host = None if ray is None else _cluster(ray, workers or 2)
     if isinstance(plan, Sweep):
+        if pilot:
+            plan = _piloted(plan)
         conduct_sweep(plan, results, cells, as_json, host)
     else:
         conduct(plan, results, as_json, host)
@@ -69,6 +74,16 @@ def show_sweep(study: SweepStudy, as_json: bool) -> None:
         click.echo(f"\nNot finished yet, or run by another process: {', '.join(study.unfinished)}", err=True)
     elif not as_json:
         click.echo(f"\nReport: {study.folder / 'report.html'}")
+
+
+def _piloted(sweep: Sweep) -> Sweep:
+    """Return the small version of a sweep, and say what is not in it."""
+    with quick_start():
+        from unspoken.lab.sweeprun import pilot
+    small, left = pilot(sweep)
+    for each in left:
+        click.echo(each, err=True)
+    return small
 
 
 def _cluster(address: str, workers: int) -> Host:

@@ -96,6 +96,7 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
     return page(
         "sweep.html.j2",
         sweep=sweep,
+        claims=[(cell.key, of["pilot"], each) for cell, of, *_ in told for each in claims(of)],
         figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
         # What no arm of any cell has, such as a share of kv's gain without kv, has no column.
         columns=[each for each in SWEEP if any(row.cells[each.key].text != MISSING for row in every)],

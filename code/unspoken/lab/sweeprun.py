@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from unspoken.errors import UsageError
+from unspoken.errors import ModelNotFound, StorageError, UsageError
 from unspoken.lab import record
 from unspoken.lab.report import render_sweep
 from unspoken.lab.runner import Watcher, check
@@ -29,6 +29,7 @@ from unspoken.lab.sweep import Cell, Sweep, sweep_of
 from unspoken.spec import fingerprint
 
 # The gate is measured anew where nothing remembers it, and its last digits may then differ; that it passed is known.
+DOZEN = 12
 SAME = ("model", "task", "prompts", "packages", "revision")
 
 
@@ -134,6 +135,34 @@ def run_sweep(
         for cell in _by_model(cells):
             _run_cell(folder, cell, running, watch)
     return close_sweep(folder)
+
+
+def pilot(sweep: Sweep) -> tuple[Sweep, tuple[str, ...]]:
+    """Return a sweep with a dozen questions in each cell, of the cells whose data and models are here.
+
+    It shows within minutes that all arms work and what a full run takes; its figures mean nothing. Also returned is
+    why which cells were left out.
+
+    Raises:
+        UsageError: If no cell is left, or one cannot be run for another reason.
+    """
+    cells, left = [], []
+    for cell in sweep.cells:
+        small = msgspec.structs.replace(
+            cell.experiment,
+            name=f"{sweep.name}-pilot",
+            items=min(DOZEN, cell.experiment.items),
+            timed_items=min(1, cell.experiment.timed_items),
+        )
+        try:
+            check(small)
+        except (StorageError, ModelNotFound) as error:
+            left.append(f"{cell.key} is left out: {error.problem}")
+        else:
+            cells.append(msgspec.structs.replace(cell, experiment=small))
+    if not cells:
+        raise UsageError(f"No cell of the sweep '{sweep.name}' can be run here. {left[0]}", "See data/README.md.")
+    return Sweep(f"{sweep.name}-pilot", tuple(cells)), tuple(left)
 
 
 def close_sweep(folder: SweepFolder) -> SweepStudy:
