@@ -21,6 +21,7 @@ COMMANDS = {
     "decrypt": "Decrypt an encrypted cache file.",
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "encrypt": "Encrypt a cache file with a passphrase or a key.",
+    "experiments": "Check experiment files, and tell what they will take.",
     "fuser": "Train, inspect and measure maps from one model's cache to another's.",
     "identity": "Recognise agents by their caches: enrol, verify, identify, measure.",
     "inspect": "Show what a cache file is.",

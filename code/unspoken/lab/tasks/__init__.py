@@ -77,6 +77,7 @@ def _file(name: str, kind: Any, wanted: bool, data: str | None) -> dict[str, str
         )
     if data is not None and not wanted:
         raise UsageError(
-            f"The task '{name}' reads no file, and the experiment names {data}.", "Leave `data` out of the experiment."
+            f"The task '{name}' reads no file, and the experiment names {data}.",
+            "Leave `data` out, or name the task; studies of recognition are for `unspoken identity evaluate`.",
         )
     return {} if data is None else {FILE: data}

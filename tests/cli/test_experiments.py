@@ -1,0 +1,84 @@
+"""`unspoken experiments`: what is wrong with a file is told before anything is loaded, and what it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .program import Program, clear
+
+GOOD = """
+name: small
+engine: fake
+items: 24
+timed_items: 1
+arms: [none, kv, kv-deranged]
+cells:
+  - {model: one}
+  - {model: two, items: 48}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A sweep of two cells."""
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_sound_cells_are_said_to_be_so(unspoken: Program, plan: Path) -> None:
+    told = unspoken("experiments", "validate", plan)
+    assert told.code == 0
+    assert told.out.splitlines() == [f"{plan} private-facts/{model}/fake: sound" for model in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: Not A Folder", "cannot be a folder's"),
+        ("itemz: 3", "unknown field `itemz`"),
+        ("arms: [kw]", "There is no channel named 'kw'"),
+        ("task: private-fact", "There is no task named 'private-fact'"),
+        ("model: away.gguf\nengine: llamacpp", "There is no model file away.gguf"),
+        ("task: reading\ndata: away.jsonl", "away.jsonl"),
+        ("cells: 3", "has cells that are no list of mappings"),
+        (": :", "is not valid"),
+    ],
+)
+def test_what_is_wrong_is_told_and_the_others_are_looked_at(
+    unspoken: Program, plan: Path, tmp_path: Path, text: str, problem: str
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    told = unspoken("experiments", "validate", bad, plan)
+    assert told.code == 2
+    assert problem in told.out
+    assert told.out.count(": sound") == 2
+    found = unspoken("experiments", "validate", bad, plan, "--json")
+    assert found.code == 2
+    assert [each["problem"] is None for each in found.data] == [False, True, True]
+
+
+def test_what_a_run_takes_is_told_by_its_pilot(unspoken: Program, plan: Path, tmp_path: Path) -> None:
+    asked = ("experiments", "estimate", plan, "--results", tmp_path / "results")
+    assert unspoken(*asked).out.splitlines() == [
+        "private-facts/one/fake: 24 questions in 3 arms, no pilot",
+        "private-facts/two/fake: 48 questions in 3 arms, no pilot",
+    ]
+    assert unspoken("run", plan, "--pilot", "--results", tmp_path / "results").code == 0
+    one, two, both = unspoken(*asked).out.splitlines()
+    assert one.startswith("private-facts/one/fake: 24 questions in 3 arms, about ")
+    assert both.startswith("2 of 2 cells: about ")
+    found = unspoken(*asked, "--json").data
+    assert [each["items"] for each in found] == [24, 48]
+    assert all(each["seconds"] > 0 for each in found)
+    assert found[0]["pilot"].startswith("small-pilot/")
+    assert two.partition(", about ")[2]
+
+
+def test_a_file_that_is_not_there_is_told(unspoken: Program, tmp_path: Path) -> None:
+    clear(unspoken("experiments", "estimate", tmp_path / "away.yaml"), "cannot be read: No such file")
+    told = unspoken("experiments", "validate", tmp_path / "away.yaml")
+    assert (told.code, "cannot be read: No such file" in told.out) == (2, True)
