@@ -78,6 +78,26 @@ def test_what_a_run_takes_is_told_by_its_pilot(unspoken: Program, plan: Path, tm
     assert two.partition(", about ")[2]
 
 
+def test_runs_are_listed_compared_and_exported(unspoken: Program, plan: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert unspoken("run", plan, "--pilot", "--results", results).code == 0
+    listed = unspoken("results", "--results", results, "--html", tmp_path / "index.html")
+    assert listed.code == 0
+    assert listed.out.count("private-facts/") == 2
+    assert 'href="results/small-pilot/' in (tmp_path / "index.html").read_text()
+    (run,) = (path for path in (results / "small-pilot").iterdir() if path.is_dir())
+    assert unspoken("export", run).out.startswith("cell,arm,n,")
+    assert r"\toprule" in unspoken("export", run, "--as", "latex").out
+    one, two = sorted((run / "cells").iterdir())
+    told = unspoken("compare", one, two)
+    assert told.code == 0
+    assert "model: one | two" in told.out
+    assert "Both asked the same 12 questions" in told.out
+    clear(unspoken("compare", run, one), "is a sweep of several runs")
+    clear(unspoken("export", tmp_path), "There is no finished run with arms")
+    clear(unspoken("results", "--results", tmp_path / "away"), "There is no results folder")
+
+
 def test_a_file_that_is_not_there_is_told(unspoken: Program, tmp_path: Path) -> None:
     clear(unspoken("experiments", "estimate", tmp_path / "away.yaml"), "cannot be read: No such file")
     told = unspoken("experiments", "validate", tmp_path / "away.yaml")

@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "Explain this machine: versions, devices, models, folders.",
     "encrypt": "Encrypt a cache file with a passphrase or a key.",
     "experiments": "Check experiment files, and tell what they will take.",
+    "export": "Print a run's table as CSV, LaTeX or Markdown.",
     "fuser": "Train, inspect and measure maps from one model's cache to another's.",
     "identity": "Recognise agents by their caches: enrol, verify, identify, measure.",
     "inspect": "Show what a cache file is.",

@@ -136,7 +136,8 @@ def _apart(left: Run, right: Run, arm: str, _: list[str]) -> dict[str, Any]:
 
 def _differs(left: Run, right: Run) -> dict[str, list[Any]]:
     """Return every recorded value in which the two runs differ, by its dotted name."""
-    one, other = (_flat(run.config | {name: run.env.get(name) for name in RECORDED}) for run in (left, right))
+    # Flat first: the experiment names a model, and so does the record, which knows more of it.
+    one, other = (_flat(run.config) | _flat({name: run.env.get(name) for name in RECORDED}) for run in (left, right))
     names = dict.fromkeys((*one, *other))
     return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
 
