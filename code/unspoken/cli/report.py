@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from unspoken.cli.common import as_json
 from unspoken.cli.prove import progress, show_results
@@ -53,10 +51,7 @@ def rebuilt(folder: Path) -> Study:
     from unspoken.lab.study import close_study
 
     opened = open_finished(folder)
-    try:
-        experiment, samples, _ = opened.experiment(), opened.samples(), opened.env()
-    except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
-        raise UsageError(f"The run in {folder} is damaged: {error}.", "Restore its files, or run it again.") from error
+    experiment, samples, _ = opened.contents()
     together = {(sample.item, sample.arm) for sample in samples if not sample.alone}
     items = {item for item, _ in together}
     if not items or len(together) != len(items) * len(experiment.arms):

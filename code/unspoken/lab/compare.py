@@ -6,7 +6,6 @@ are compared, each with the spread between its own texts, which takes many more 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +49,7 @@ def open_run(path: Path) -> Run:
     folder = open_finished(path)
     if not (path / "metrics.json").exists():
         raise UsageError(f"The run in {path} is not finished.", "Go on with it first: `unspoken run`.")
-    try:
-        experiment, samples, env = folder.experiment(), folder.samples(), folder.env()
-    except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
-        raise UsageError(f"The run in {path} is damaged: {error}.", "Restore its files, or run it again.") from error
+    experiment, samples, env = folder.contents()
     arms: dict[str, dict[str, Sample]] = {arm: {} for arm in experiment.arms}
     for sample in samples:
         if not sample.alone:

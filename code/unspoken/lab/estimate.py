@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.sweep import Cell, Sweep
@@ -48,11 +48,10 @@ def estimates(plan: Experiment | Sweep, results: Path) -> tuple[Estimate, ...]:
 def _estimate(name: str, cell: Cell, results: Path) -> Estimate:
     known = Estimate(cell.key, cell.experiment.items, len(cell.experiment.arms))
     for path in sorted(results.glob(f"{name}-pilot/*/cells/{cell.folder}"), reverse=True):
-        folder = RunFolder(path)
         try:
-            small, samples = folder.experiment(), folder.samples()
-        except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError):
-            continue  # Not finished, or damaged: an older one may do.
+            small, samples, _ = RunFolder(path).contents()
+        except UsageError:
+            continue  # Damaged: an older one may do.
         if (path / "metrics.json").exists() and set(small.arms) >= set(cell.experiment.arms) and samples:
             seconds = _scaled(cell.experiment, samples)
             return msgspec.structs.replace(known, seconds=seconds, pilot=str(path.relative_to(results)))

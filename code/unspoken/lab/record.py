@@ -18,12 +18,13 @@ import os
 import platform
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -87,6 +88,14 @@ class Sample(msgspec.Struct, frozen=True):
         return self.item, self.arm, self.alone
 
 
+class Contents(NamedTuple):
+    """Everything that a run's folder holds."""
+
+    experiment: Experiment
+    samples: list[Sample]
+    env: dict[str, Any]
+
+
 class RunFolder:
     """One run's folder, open for appending."""
 
@@ -144,6 +153,19 @@ class RunFolder:
         if whole != data:
             write(loose, whole)
         return _decoded(whole.splitlines())
+
+    def contents(self) -> Contents:
+        """Return experiment, samples and record.
+
+        Raises:
+            UsageError: If one of them cannot be read.
+        """
+        try:
+            return Contents(self.experiment(), self.samples(), self.env())
+        except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
+            raise UsageError(
+                f"The run in {self.path} is damaged: {error}.", "Restore its files, or run it again."
+            ) from error
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Add samples in one write.
