@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unspoken.lab.tables import compact, github, named, ordered, rate, rows
+from unspoken.lab.tables import compact, markdown, ordered, rate, rows
 
 PLAIN = (
     "n", "accuracy", "exact", "contained", "f1", "gold_logprob", "kl", "bytes", "tokens_prefilled", "tokens_skipped",
@@ -42,12 +42,7 @@ def as_latex(metrics: Mapping[str, Any]) -> str:
 
 def as_markdown(metrics: Mapping[str, Any]) -> str:
     """Return the short table of each cell in GitHub's Markdown, under its name."""
-    tables = []
-    for key, of in _cells(metrics).items():
-        columns, note = compact(of)
-        table = github(columns, [row.cells for row in rows(of)], ("arm",))
-        tables.append(f"**{key or of['experiment']}**\n\n{table}\n{note}\n")
-    return "\n".join(tables)
+    return "\n".join(f"**{key or of['experiment']}**\n\n{markdown(of)}" for key, of in _cells(metrics).items())
 
 
 def _cells(metrics: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -72,7 +67,7 @@ def _figures(arm: str, of: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tabular(key: str, of: Mapping[str, Any]) -> str:
     columns, note = compact(of)
-    heads = [column.title.replace("\n", " ") for column in named(columns, of)]
+    heads = [column.title.replace("\n", " ") for column in columns]
     lines = [[row.cells[column.key].text.strip() for column in columns] for row in rows(of)]
     body = "\n".join(f"{' & '.join(map(_escaped, line))} \\\\" for line in lines)
     return (
