@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from unspoken.channels import CHANNELS
 from unspoken.channels.kv import content_columns, received, wire_bytes
 from unspoken.channels.names import build_channel, parse_channel
-from unspoken.channels.protocol import Delivery, Request
+from unspoken.channels.protocol import Delivery, Reading, Request
 from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.engines.fake import FakeEngine
-from unspoken.engines.protocol import Limits
+from unspoken.engines.protocol import Generation, Limits, Turn
 from unspoken.engines.transformers import TransformersEngine
 from unspoken.errors import IncompatibleCache, UsageError
 from unspoken.session import Agent
@@ -139,6 +140,35 @@ def test_text_is_what_the_sender_wrote_up_to_the_cap(send: Callable[..., Deliver
     assert whole.lossy
     assert short.seconds.capture > 0
     assert short.seconds.transform > 0
+
+
+@pytest.mark.parametrize("channel", ["text", "text-asked"])
+def test_a_shorter_message_is_cut_from_a_longer_one_and_not_written_again(
+    channel: str, sender: Agent, receiver: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, fresh = sender.read(SOURCE), sender.read(SOURCE)
+    calls: list[int] = []
+    generate = sender.engine.generate
+
+    def counted(turns: Sequence[Turn], limits: Limits, *rest: Any) -> tuple[Generation, ...]:
+        calls.append(limits.new_tokens)
+        return generate(turns, limits, *rest)
+
+    monkeypatch.setattr(sender.engine, "generate", counted)
+
+    def sent(name: str, of: Reading) -> Delivery:
+        return build_channel(name).send([Request((of,), QUESTION)], receiver)[0]
+
+    # Growing, the message is written anew; once it came to its end, never again.
+    sizes = ["@8", "@16", "", "@16", "@8", "@190"]
+    found = [sent(channel + size, reading) for size in sizes]
+    assert calls == [8, 16, UNCAPPED_TOKENS]
+    anew = [sent(channel + size, replace(fresh, drafts={})) for size in sizes]
+    assert [each.message for each in found] == [each.message for each in anew]
+    # What is cut from a longer message costs its share of the longer one's time.
+    whole, cut = found[2], found[3]
+    share = 16 / len(whole.message or "")
+    assert cut.seconds.transform == pytest.approx(whole.seconds.transform * share)
 
 
 def test_text_without_a_cap_still_ends(sender: Agent, receiver: Agent) -> None:

@@ -16,7 +16,7 @@ from unspoken.channels.protocol import Delivery, Reading, Request
 from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Limits
 from unspoken.errors import UsageError
-from unspoken.lab.arms import CONTROLS, DEFAULT_ARMS, NEUTRAL, ChannelArm, build_arm, derangement
+from unspoken.lab.arms import CONTROLS, DEFAULT_ARMS, NEUTRAL, ChannelArm, build_arm, derangement, in_running_order
 from unspoken.session import Agent
 
 SOURCE = "The old mill is run by Anna. The new mill is run by Bob. It was a calm week in the district."
@@ -164,3 +164,10 @@ def test_any_channel_is_an_arm(deliver: Callable[..., Delivery]) -> None:
     assert deliver("text@8").message == SOURCE[:8]
     with pytest.raises(UsageError, match="no channel named"):
         build_arm("telepathy")
+
+
+def test_the_skyline_runs_first_and_longer_messages_before_shorter_ones() -> None:
+    names = ("none", "text@16", "text-asked@32", "kv", "text", "full-text", "text@128", "text-asked")
+    assert in_running_order(names, "full-text") == (
+        "full-text", "text", "text-asked", "text@128", "text-asked@32", "text@16", "none", "kv",
+    )  # fmt: skip

@@ -106,6 +106,30 @@ class Party(Protocol):
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A message that was written, token by token, so that the beginning of it is at hand.
+
+    Attributes:
+        token_ids: Its tokens.
+        limit: Most tokens it could have had; one that has fewer came to its end.
+        seconds: What writing it took.
+    """
+
+    token_ids: tuple[int, ...]
+    limit: int
+    seconds: float
+
+    def reaches(self, tokens: int) -> bool:
+        """Tell whether a message of at most so many tokens would be the beginning of this one."""
+        return tokens <= self.limit or len(self.token_ids) < self.limit
+
+    def cut(self, tokens: int) -> Draft:
+        """Return the message as it is when at most so many tokens may be written, with its share of the time."""
+        kept = self.token_ids[:tokens]
+        return Draft(kept, tokens, self.seconds * len(kept) / max(1, len(self.token_ids)))
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a sender has read: the source and the cache it has of it.
 
@@ -114,12 +138,15 @@ class Reading:
         source: The text.
         cache: Prefix and content, at the reader's own positions.
         seconds: What reading took.
+        drafts: What the reader has written about it so far, by what it was told to write; writing takes the most
+            probable token each time, so a shorter message is the beginning of a longer one and is not written again.
     """
 
     reader: Party
     source: str
     cache: KVCache = field(repr=False)
     seconds: float
+    drafts: dict[str, Draft] = field(default_factory=dict, repr=False, compare=False)
 
 
 Readings = tuple[Reading, ...]

@@ -9,6 +9,7 @@ from typing import ClassVar
 from unspoken.channels.names import count, labelled
 from unspoken.channels.protocol import (
     Delivery,
+    Draft,
     Party,
     Reading,
     Readings,
@@ -18,7 +19,7 @@ from unspoken.channels.protocol import (
     peak_rss_bytes,
     stopwatch,
 )
-from unspoken.engines.protocol import Generation, Limits, Piece, Prompt, Turn
+from unspoken.engines.protocol import Limits, Piece, Prompt, Turn
 
 # A message with no cap still has to end: long enough for any source the tasks use, far from the context's end.
 UNCAPPED_TOKENS = 192
@@ -72,27 +73,24 @@ class Text:
     name: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
-        _cap(self.name, self.amount)
+        count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of the message."""
+        return count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Write one message per reading, all in one batch; the receiver reads those about one question in order."""
         return once_per_source(requests, lambda sources: self._deliver(sources, receiver))
 
     def _deliver(self, sources: Sequence[Readings], receiver: Party) -> list[Delivery]:
-        took: dict[str, float] = {}
-        asked = [(reading, WRITE) for readings in sources for reading in readings]
-        with stopwatch(took, "transform"):
-            messages = iter(_written(asked, _cap(self.name, self.amount)))
-        share, name = took["transform"] / len(asked), labelled(self.name, amount=self.amount)
+        messages = iter(_written([(each, WRITE) for readings in sources for each in readings], self.limit))
+        name = labelled(self.name, amount=self.amount)
         return [
-            read_by(
-                receiver,
-                [APART.join(next(messages).text for _ in readings)],
-                name,
-                {"capture": sum(each.seconds for each in readings), "transform": share * len(readings)},
-                lossy=True,
-            )
+            read_by(receiver, [message], name, {"capture": _reading(readings), "transform": seconds}, lossy=True)
             for readings in sources
+            for message, seconds in [_joined(readings, [next(messages) for _ in readings])]
         ]
 
 
@@ -104,32 +102,34 @@ class TextAsked:
     name: ClassVar[str] = "text-asked"
 
     def __post_init__(self) -> None:
-        _cap(self.name, self.amount)
+        count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of the message."""
+        return count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Write messages for each question, all in one batch; the receiver reads them with the question."""
-        took: dict[str, float] = {}
         asked = [
             (reading, WRITE_ASKED.format(question=request.question))
             for request in requests
             for reading in request.readings
         ]
-        with stopwatch(took, "transform"):
-            messages = iter(_written(asked, _cap(self.name, self.amount)))
-        share = took["transform"] / len(asked)
+        messages = iter(_written(asked, self.limit))
         return tuple(
-            self._delivery(request.readings, [next(messages).text for _ in request.readings], receiver, share)
+            self._delivery(request.readings, [next(messages) for _ in request.readings], receiver)
             for request in requests
         )
 
-    def _delivery(self, readings: Readings, messages: Sequence[str], receiver: Party, seconds: float) -> Delivery:
-        message = APART.join(messages)
+    def _delivery(self, readings: Readings, messages: Sequence[Draft], receiver: Party) -> Delivery:
+        message, seconds = _joined(readings, messages)
         return Delivery(
             channel=labelled(self.name, amount=self.amount),
             bytes_moved=len(message.encode()),
             tokens_prefilled=0,
             tokens_skipped=0,
-            seconds=Stages(capture=sum(each.seconds for each in readings), transform=seconds * len(readings)),
+            seconds=Stages(capture=_reading(readings), transform=seconds),
             lossy=True,
             message=message,
             peak_rss_bytes=peak_rss_bytes(),
@@ -171,13 +171,29 @@ def read_tokens(
     )
 
 
-def _cap(name: str, amount: int | str | None) -> int:
-    return count(name, amount, UNCAPPED_TOKENS, least=1)
+def _reading(readings: Readings) -> float:
+    return sum(each.seconds for each in readings)
 
 
-def _written(requests: Sequence[tuple[Reading, str]], cap: int) -> tuple[Generation, ...]:
-    """Let the senders write, each on top of what it has read; all of them run on one engine."""
-    turns = [
-        Turn(content(reading.reader, text) + reading.reader.frame.after, reading.cache) for reading, text in requests
+def _joined(readings: Readings, messages: Sequence[Draft]) -> tuple[str, float]:
+    """Return the messages about what was read as one text, and the seconds they took to write."""
+    told = [reading.reader.engine.decode(each.token_ids) for reading, each in zip(readings, messages, strict=True)]
+    return APART.join(told), sum(each.seconds for each in messages)
+
+
+def _written(requests: Sequence[tuple[Reading, str]], limit: int) -> list[Draft]:
+    """Let the senders write, each on top of what it has read; all of them run on one engine.
+
+    Who has written as much before writes nothing anew.
+    """
+    engine = requests[0][0].reader.engine
+    missing = [
+        (reading, told)
+        for reading, told in requests
+        if told not in reading.drafts or not reading.drafts[told].reaches(limit)
     ]
-    return requests[0][0].reader.engine.generate(turns, Limits(new_tokens=cap))
+    turns = [Turn(content(each.reader, told) + each.reader.frame.after, each.cache) for each, told in missing]
+    made = engine.generate(turns, Limits(new_tokens=limit)) if turns else ()
+    for (reading, told), found in zip(missing, made, strict=True):
+        reading.drafts[told] = Draft(found.token_ids, limit, found.seconds_total)
+    return [reading.drafts[told].cut(limit) for reading, told in requests]

@@ -11,6 +11,7 @@ from unspoken.cache import KVCache
 from unspoken.channels.kv import WIRE, inserted
 from unspoken.channels.names import build_channel
 from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readings, Request, once_per_source
+from unspoken.channels.text import Text, TextAsked, read_tokens
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
 from unspoken.lab import fused_arms
@@ -125,8 +126,6 @@ class SelfMade:
         return once_per_source(requests, lambda sources: [self._made(readings, receiver) for readings in sources])
 
     def _made(self, readings: Readings, receiver: Party) -> Delivery:
-        from unspoken.channels.text import read_tokens
-
         columns = sum(reading.cache.span("content").columns for reading in readings)
         neutral = receiver.engine.encode(NEUTRAL)
         repeated = (neutral * (columns // len(neutral) + 1))[:columns]
@@ -150,6 +149,20 @@ def build_arm(name: str) -> Arm:
     if fused_arms.is_control(name):
         return fused_arms.build_control(name)
     return ChannelArm(build_channel(name))
+
+
+def in_running_order(names: Sequence[str], first: str) -> tuple[str, ...]:
+    """Return arms in the order in which a batch goes through them.
+
+    One arm comes first, and longer messages before shorter ones, which are their beginnings and cost nothing then.
+    """
+
+    def place(name: str) -> tuple[bool, int]:
+        arm = build_arm(name)
+        channel = arm.channel if isinstance(arm, ChannelArm) else None
+        return name != first, -channel.limit if isinstance(channel, Text | TextAsked) else 0
+
+    return tuple(sorted(names, key=place))
 
 
 def derangement(lengths: dict[str, int]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from unspoken.channels.protocol import Reading, Readings, Request
 from unspoken.engines import ENGINES
 from unspoken.engines.protocol import Engine, Limits
 from unspoken.errors import ModelNotFound, UnspokenError, UsageError
-from unspoken.lab.arms import Arm, build_arm, derangement, needs_donor
+from unspoken.lab.arms import Arm, build_arm, derangement, in_running_order, needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, judged, kl_divergence
 from unspoken.lab.record import RunFolder, Sample
@@ -97,7 +97,7 @@ class Batch:
 
     Attributes:
         pairs: Items with their sources.
-        arms: The skyline first, where it is among them.
+        arms: In the order in which they are run, see `unspoken.lab.arms.in_running_order`.
         alone: Whether it is for the time columns.
     """
 
@@ -169,7 +169,7 @@ class Runner:
 
     def batches(self) -> tuple[Batch, ...]:
         """Return everything there is to run, in the order in which it is: the items, then some for the time columns."""
-        arms = tuple(sorted(self._arms, key=lambda name: name != SKYLINE))
+        arms = in_running_order(tuple(self._arms), SKYLINE)
         size, timed = self.experiment.batch_sources, self.experiment.timed_items
         together = (self._order[at : at + size] for at in range(0, len(self._order), size))
         single = self._order[:: max(1, len(self._order) // max(1, timed))][:timed]
