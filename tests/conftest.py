@@ -5,8 +5,10 @@ Nothing of the package is imported before a fixture runs, so that `--jaxtyping-p
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from unspoken.engines.transformers import TransformersEngine
 
 THETA = {"rope_theta": 10000.0}
+WINDOWS = {"desktop": (1280, 900), "phone": (390, 844)}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "llama3": (
@@ -144,3 +147,39 @@ def content() -> Callable[[Engine, str], Prompt]:
     from unspoken.engines.protocol import Piece, Prompt
 
     return lambda engine, text: Prompt((Piece("content", engine.encode(text)),))
+
+
+@pytest.fixture(params=WINDOWS)
+def browser(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """A browser of a size that writes down what it asks for and what it complains of."""
+    webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program, served = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and served):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(served))
+    width, height = WINDOWS[request.param]
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": request.param == "phone"},
+    )
+    yield request.param, driver
+    driver.quit()
+
+
+@pytest.fixture
+def quiet() -> Callable[[Any, str], None]:
+    """See that a page complained of nothing and asked nobody but the one at an address."""
+
+    def check(driver: Any, url: str) -> None:
+        assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+        asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+        urls = {each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"}
+        assert urls
+        assert all(each.startswith((url, "data:")) for each in urls)
+
+    return check

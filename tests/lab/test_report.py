@@ -12,7 +12,7 @@ import pytest
 from unspoken.lab.report import examples, record, render
 
 EVIL = "<script>alert('x')</script>"
-VOID = {"meta", "br", "img", "use", "path"}
+VOID = {"meta", "br", "img", "input", "use", "path"}
 
 
 class Reader(HTMLParser):

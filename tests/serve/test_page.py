@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +12,7 @@ import pytest
 
 from .conftest import Running
 
-webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
-
 TOLD, ASKED = "The old mill is run by Anna.", "Who runs the old mill?"
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-
-
-@pytest.fixture(params=SIZES)
-def browser(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
-    """A browser of a size that writes down what it asks for and what it complains of."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    width, height = SIZES[request.param]
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": request.param == "phone"},
-    )
-    yield request.param, driver
-    driver.quit()
 
 
 def until(driver: Any, script: str) -> Any:
@@ -59,7 +34,9 @@ def say(driver: Any, to: str, words: str) -> None:
     until(driver, "!document.querySelector('#say button').disabled && document.querySelector('#words').value === ''")
 
 
-def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any]) -> None:
+def test_a_whole_session_on_the_page(
+    serve: Running, browser: tuple[str, Any], quiet: Callable[[Any, str], None]
+) -> None:
     from selenium.webdriver.common.by import By
 
     _, driver = browser
@@ -88,11 +65,13 @@ def test_a_whole_session_on_the_page(serve: Running, browser: tuple[str, Any]) -
     assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     say(driver, "cc", "x")
     assert driver.execute_script(f"return {replies.format('main')}.length") == 3
-    is_quiet(driver, server.url)
+    quiet(driver, server.url)
 
 
 @pytest.mark.model
-def test_a_session_of_the_real_model_on_the_page(serve: Running, browser: tuple[str, Any], tmp_path: Path) -> None:
+def test_a_session_of_the_real_model_on_the_page(
+    serve: Running, browser: tuple[str, Any], quiet: Callable[[Any, str], None], tmp_path: Path
+) -> None:
     """With UNSPOKEN_SCREENSHOTS set to a folder, its pictures are left there: those in the documentation."""
     from selenium.webdriver.common.by import By
 
@@ -116,16 +95,7 @@ def test_a_session_of_the_real_model_on_the_page(serve: Running, browser: tuple[
     whole = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
     (folder / f"page-{size}.png").write_bytes(base64.b64decode(whole))
     assert (folder / f"page-{size}.png").stat().st_size > 10_000
-    is_quiet(driver, server.url)
-
-
-def is_quiet(driver: Any, url: str) -> None:
-    """See that the page complained of nothing and asked nobody else."""
-    assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-    asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = {each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"}
-    assert urls
-    assert all(each.startswith((url, "data:")) for each in urls)
+    quiet(driver, server.url)
 
 
 def test_what_is_refused_is_told_on_the_page(serve: Running, browser: tuple[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from unspoken.lab import figures
+from unspoken.lab.drilldown import by_item, packed
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
 from unspoken.lab.frontier import frontier, has_frontier
 from unspoken.lab.record import Sample
@@ -71,6 +72,8 @@ def render(
         rows=rows(metrics),
         claims=claims(metrics),
         examples=examples(samples, tuple(metrics["arms"])),
+        # Nothing in it can end the element it stands in.
+        answers_packed=Markup(packed(samples, ordered(tuple(metrics["arms"])))) if samples else "",  # noqa: S704
         long_message=LONG_MESSAGE,
         record=record(experiment, metrics, env),
         powered=POWERED_ITEMS,
@@ -123,19 +126,16 @@ def examples(samples: Sequence[Sample], arms: Sequence[str], count: int = EXAMPL
 
     Where there are too few, the first other questions fill up: of sources not yet shown, if there are any.
     """
-    by_item: dict[str, dict[str, Sample]] = {}
-    for sample in samples:
-        if not sample.alone:
-            by_item.setdefault(sample.item, {})[sample.arm] = sample
-    order = sorted(by_item)
-    telling = [item for item in order if _telling(by_item[item])]
+    found = dict(by_item(samples))
+    order = list(found)
+    telling = [item for item in order if _telling(found[item])]
     chosen: list[str] = []
     for candidates, anew in ((telling, True), (order, True), (order, False)):
         for item in candidates:
-            shown = {_source(by_item[each]) for each in chosen}
-            if len(chosen) < count and item not in chosen and not (anew and _source(by_item[item]) in shown):
+            shown = {_source(found[each]) for each in chosen}
+            if len(chosen) < count and item not in chosen and not (anew and _source(found[item]) in shown):
                 chosen.append(item)
-    return tuple(_example(by_item[item], arms) for item in chosen)
+    return tuple(_example(found[item], arms) for item in chosen)
 
 
 def record(
