@@ -15,7 +15,7 @@ from unspoken.lab.record import open_finished
 from unspoken.lab.runner import load_task, task_hash
 from unspoken.lab.tasks import TASKS, build_task
 from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPTIONS, PrivateFacts
-from unspoken.lab.tasks.protocol import Item, Measure, Source
+from unspoken.lab.tasks.protocol import Item, Measure, Source, state_of
 
 SEEDS = (0, 1, 20261123)
 
@@ -96,7 +96,8 @@ def test_questions_and_sources_are_named_apart(task: Any) -> None:
     sources = task.sources(60, 0)
     items = [item.id for source in sources for item in source.items]
     assert len(set(items)) == len(items)
-    assert len({source.id for source in sources}) == len({source.text for source in sources}) == len(sources)
+    read = {(source.text, state_of(source.id)) for source in sources}
+    assert len({source.id for source in sources}) == len(read) == len(sources)
 
 
 def test_the_gold_answer_is_one_of_the_options(task: Any) -> None:

@@ -15,6 +15,7 @@ from unspoken.channels.text import Text, TextAsked, read_tokens
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
 from unspoken.lab import fused_arms
+from unspoken.lab.tasks.protocol import cluster_of, state_of
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
 from unspoken.transforms.codecs import codec_named
@@ -168,18 +169,27 @@ def in_running_order(names: Sequence[str], first: str) -> tuple[str, ...]:
 def derangement(lengths: dict[str, int]) -> dict[str, str]:
     """Pair each source with another of nearly its length; none keeps its own.
 
-    Sources sorted by length take the next one's columns, the last the first's.
+    Sources sorted by length take the next one's columns, the last the first's. Where words are read in several states
+    of mind (`unspoken.lab.twins`), a source takes those of other words, read in the same state: its own words would
+    hold an answer, right or wrong.
 
     Raises:
         UsageError: If there are not two sources.
     """
-    if len(lengths) < 2:
+    states: dict[str, list[str]] = {}
+    for source in sorted(lengths, key=lambda source: (lengths[source], source)):
+        states.setdefault(state_of(source), []).append(source)
+    found = {
+        source: next((each for each in (*order[at + 1 :], *order[:at]) if cluster_of(each) != cluster_of(source)), "")
+        for order in states.values()
+        for at, source in enumerate(order)
+    }
+    if not found or not all(found.values()):
         raise UsageError(
             "There is one source only, and no other whose columns could stand in for its own.",
             "Ask for more items: a source has several.",
         )
-    order = sorted(lengths, key=lambda source: (lengths[source], source))
-    return {source: order[(at + 1) % len(order)] for at, source in enumerate(order)}
+    return found
 
 
 def _controlled(

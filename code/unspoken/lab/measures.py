@@ -59,6 +59,12 @@ def chosen(option_logprobs: tuple[float, ...]) -> int:
     return max(range(len(option_logprobs)), key=option_logprobs.__getitem__)
 
 
+def margin(option_logprobs: tuple[float, ...], at: int) -> float | None:
+    """Return by how many nats an option is more probable than the most probable other; None if there is no other."""
+    others = [each for place, each in enumerate(option_logprobs) if place != at]
+    return option_logprobs[at] - max(others) if others else None
+
+
 def kl_divergence(skyline: Float[Tensor, " vocab"], arm: Float[Tensor, " vocab"]) -> float:
     """Return KL(skyline || arm) of two next-token distributions given as log-probabilities, in nats."""
     return float((skyline.exp() * (skyline - arm)).sum().clamp(min=0.0))

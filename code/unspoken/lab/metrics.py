@@ -13,6 +13,7 @@ from unspoken.lab.record import Sample
 from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
 from unspoken.lab.tables import family
 from unspoken.lab.tasks import about
+from unspoken.lab.twins import paired, summary
 
 EQUAL_MARGIN = 0.05
 # The founding claim: 8 to 10 % more accuracy and twice the speed of text.
@@ -59,8 +60,12 @@ class Table:
 
 
 def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every figure of a run; the same samples give the same figures."""
-    table = Table(samples, experiment.arms, experiment.seed)
+    """Return every figure of a run; the same samples give the same figures.
+
+    Where the same words were read in two states of mind, a pair of them is one item: see `unspoken.lab.twins`.
+    """
+    twins = summary(samples, experiment.arms, experiment.seed)
+    table = Table(paired(samples), experiment.arms, experiment.seed)
     subject = subject_of(experiment.arms)
     others = [arm for arm in experiment.arms if arm != subject] if subject else []
     compared = {arm: mcnemar(table.correct(str(subject)), table.correct(arm)) for arm in others}
@@ -69,7 +74,7 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         "experiment": experiment.name,
         "pilot": len(table.items) < POWERED_ITEMS,
         "items": len(table.items),
-        "sources": len({sample.source for sample in samples}),
+        "sources": table.bootstrap.clusters,
         "model": env.get("model", experiment.model),
         "engine": experiment.engine,
         "gate": env.get("gate"),
@@ -87,7 +92,8 @@ def compute(experiment: Experiment, samples: Sequence[Sample], env: Mapping[str,
         "claims": {
             arm: _claim(table, arm, str(subject)) for arm in experiment.arms if arm.startswith("text") and others
         },
-        "alone_agrees": _agreement(table),
+        "alone_agrees": _agreement(samples),
+        **({"twins": twins} if twins else {}),
     }
 
 
@@ -206,14 +212,10 @@ def _ratio(ratios: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _agreement(table: Table) -> float | None:
+def _agreement(samples: Sequence[Sample]) -> float | None:
     """Share of the items run alone whose answer is the one they gave in their batch."""
-    pairs = [
-        (sample.answer, next(row.answer for row in table.rows[arm] if row.item == sample.item))
-        for arm, alone in table.alone.items()
-        for sample in alone
-    ]
-    return None if not pairs else _mean([float(left == right) for left, right in pairs])
+    together = {(sample.item, sample.arm): sample.answer for sample in samples if not sample.alone}
+    return _mean([float(each.answer == together[each.item, each.arm]) for each in samples if each.alone])
 
 
 def _until_first_token(sample: Sample) -> float:

@@ -48,6 +48,7 @@ class Sample(msgspec.Struct, frozen=True):
         exact, contained, f1: The generated answer against the right one it comes closest to.
         score: What the task is judged by, 0 to 1; None, in old runs, is 1 for right and 0 for wrong.
         gold_logprob: Log-probability of the gold option.
+        margin: How far it is above that of the most probable other option, in nats.
         kl: KL from full-text's next-token distribution to this arm's, in nats.
         bytes_moved, tokens_prefilled, tokens_skipped, recomputed: Of the delivery.
         seconds: By stage.
@@ -68,6 +69,7 @@ class Sample(msgspec.Struct, frozen=True):
     f1: float = 0.0
     score: float | None = None
     gold_logprob: float | None = None
+    margin: float | None = None
     kl: float | None = None
     bytes_moved: int = 0
     tokens_prefilled: int = 0

@@ -17,7 +17,7 @@ from unspoken.engines.protocol import Engine, Limits
 from unspoken.errors import ModelNotFound, UnspokenError, UsageError
 from unspoken.lab.arms import Arm, build_arm, derangement, in_running_order, needs_donor
 from unspoken.lab.experiment import Experiment
-from unspoken.lab.measures import chosen, judged, kl_divergence
+from unspoken.lab.measures import chosen, judged, kl_divergence, margin
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.tasks import build_task
 from unspoken.lab.tasks.protocol import Character, Item, Measure, Source, Task
@@ -25,6 +25,7 @@ from unspoken.session import Agent, Reply
 from unspoken.spec import fingerprint
 
 SKYLINE = "full-text"
+KEPT_CHARACTERS = 64
 # An answer ends where its sentence does; words of one's own may hold a point ("8.5"), options do not.
 STOPS: dict[Measure, tuple[str, ...]] = {"options": (".", "\n"), "contained": (". ", "\n"), "f1": (". ", "\n")}
 
@@ -257,6 +258,9 @@ class Runner:
         """Return an agent of the task's, with what stands before all it reads computed once."""
         key = (character, id(engine))
         if key not in self._characters:
+            # Each holds a cache of what stands before all it reads; a task may have a character for each source.
+            while len(self._characters) >= KEPT_CHARACTERS:
+                del self._characters[next(iter(self._characters))]
             self._characters[key] = Agent(character.name, engine, character.card)
         return self._characters[key]
 
@@ -306,6 +310,7 @@ class Runner:
             f1=words.f1,
             score=words.f1 if self.measure == "f1" else float(correct),
             gold_logprob=logprobs[item.options.index(item.gold)] if logprobs else None,
+            margin=margin(logprobs, item.options.index(item.gold)) if logprobs else None,
             kl=None if skyline is None else kl_divergence(skyline, reply.generation.first_logprobs),
             bytes_moved=delivery.bytes_moved,
             tokens_prefilled=delivery.tokens_prefilled,

@@ -33,22 +33,29 @@ class ClusterBootstrap:
         clusters: The cluster of each item.
         seed: Of the resampling; part of the run record.
         draws: Number of resamples.
+
+    Attributes:
+        clusters: How many there are.
     """
 
     def __init__(self, clusters: Sequence[str], seed: int, draws: int = DRAWS) -> None:
         names = sorted(set(clusters))
         self._index = np.array([names.index(cluster) for cluster in clusters])
-        self._count = len(names)
+        self.clusters = len(names)
         rng = np.random.default_rng(seed)
-        share = np.full(self._count, 1 / self._count)
-        self._weights = rng.multinomial(self._count, share, size=draws).astype(np.float64)
+        share = np.full(self.clusters, 1 / self.clusters)
+        self._weights = rng.multinomial(self.clusters, share, size=draws).astype(np.float64)
 
     def means(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Return the mean of each resample, `[draws]`."""
-        sums = np.bincount(self._index, weights=np.asarray(values, dtype=np.float64), minlength=self._count)
-        sizes = np.bincount(self._index, minlength=self._count).astype(np.float64)
+        sums = np.bincount(self._index, weights=np.asarray(values, dtype=np.float64), minlength=self.clusters)
+        sizes = np.bincount(self._index, minlength=self.clusters).astype(np.float64)
         resampled: NDArray[np.float64] = (self._weights @ sums) / (self._weights @ sizes)
         return resampled
+
+    def item_weights(self) -> NDArray[np.float64]:
+        """Return how often each item is in each resample, `[draws, items]`."""
+        return self._weights[:, self._index]
 
     def interval(self, values: Sequence[float], level: float = 0.95) -> Interval:
         """Return the mean with its percentile interval."""

@@ -13,6 +13,9 @@ Measure = Literal["options", "f1", "contained"]
 the answer. `f1`: the overlap of their words.
 """
 
+STATES = ("a", "b")
+"""The two states of mind in which twins, sources of the same words, are read."""
+
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """One question about a source.
@@ -99,3 +102,26 @@ class Task(Protocol):
             StorageError: If its file cannot be read.
         """
         ...
+
+
+def twin_id(words: str, state: str) -> str:
+    """Return the id of a source that is read in several states of mind."""
+    return f"{words}/{state}"
+
+
+def words_of(source: str) -> str:
+    """Return what twins have in common: the id of the words."""
+    return source.partition("/")[0]
+
+
+def state_of(source: str) -> str:
+    """Return which state of mind a source is read in; empty where there is one only."""
+    return source.partition("/")[2]
+
+
+def cluster_of(source: str) -> str:
+    """Return the cluster of a source for statistics: what stands before the first point of an id of twins.
+
+    Sentences with one word, or remarks by several people, are not independent of one another.
+    """
+    return words_of(source).partition(".")[0] if state_of(source) else source
