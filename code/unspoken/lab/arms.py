@@ -14,7 +14,7 @@ from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readin
 from unspoken.channels.text import Text, TextAsked, read_tokens
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
-from unspoken.lab import fused_arms
+from unspoken.lab import fused_arms, relay
 from unspoken.lab.tasks.protocol import cluster_of, state_of
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
@@ -139,16 +139,18 @@ def needs_donor(name: str) -> bool:
 
 
 def build_arm(name: str) -> Arm:
-    """Return the arm of a name: a control, or any channel with its options.
+    """Return the arm of a name: a control, any channel with its options, or one over several hops.
 
     Raises:
-        UsageError: If there is neither.
+        UsageError: If there is none.
     """
     if name in CONTROLS.names():
         arm: Arm = CONTROLS.load(name)()
         return arm
     if fused_arms.is_control(name):
         return fused_arms.build_control(name)
+    if relay.is_relay(name):
+        return relay.build_relay(name)
     return ChannelArm(build_channel(name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unspoken.channels.names import parse_channel
 from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.errors import UsageError
+from unspoken.lab.relay import is_relay, relayed
 
 RECEIVED = {
     "none": "only the question",
@@ -61,6 +62,9 @@ FURTHER = {
 
 def received(arm: str) -> str:
     """Say in plain words what the receiver gets in an arm, besides the question."""
+    if is_relay(arm):
+        hops = arm.partition(":")[0].partition("@")[2]
+        return f"{received(relayed(arm))}, handed on from agent to agent {hops} times"
     unknown = f"what the channel '{arm.partition('+')[0]}' hands over"
     try:
         name, options = parse_channel(arm)
