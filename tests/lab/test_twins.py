@@ -134,6 +134,12 @@ def test_only_the_senders_card_differs_between_twins(variant: str) -> None:
     assert sources[:20] == build_task(f"unsaid:{variant}").sources(20, 3)[:20]
 
 
+@pytest.mark.parametrize("variant", ["persona", "knowing"])
+def test_the_names_of_the_states_tell_nothing(variant: str) -> None:
+    firsts = [source for source in build_task(f"unsaid:{variant}").sources(400, 3) if state_of(source.id) == "a"]
+    assert 70 < sum(source.items[0].gold == source.items[0].options[0] for source in firsts) < 130
+
+
 def test_notes_have_the_answer_in_one_state_alone() -> None:
     for source in build_task("unsaid:knowing").sources(40, 1):
         place = source.text.partition(" the ")[2].rstrip("?")

@@ -50,7 +50,7 @@ class Material(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Twins(NamedTuple):
     """A text, what is asked about it, and the two states of mind it is read in, each with its right answer."""
 
-    cluster: str
+    words: str
     text: str
     question: str
     stem: str
@@ -98,13 +98,20 @@ class Unsaid:
                 f"The task 'unsaid:{self.variant}' has {most} questions, and {items} were asked for.",
                 f"Set `items` to {most} or fewer.",
             )
-        return tuple(source for pair in pairs[:needed] for source in _sources(pair))
+        return tuple(source for pair in pairs[:needed] for source in _sources(pair, seed))
 
 
-def _sources(pair: Twins) -> tuple[Source, ...]:
+def _sources(pair: Twins, seed: int) -> tuple[Source, ...]:
+    """Return a pair's sources.
+
+    Which state is the first is drawn for each pair: another pair's columns in the state of the same name, the control,
+    would otherwise have something in common with the right ones. (Animals came first among the meanings.)
+    """
+    told = list(zip(pair.answers, pair.cards, strict=True))
+    random.Random(f"unsaid/1/{seed}/{pair.words}").shuffle(told)  # noqa: S311 - reproducible, not secret
     made = []
-    for state, gold, card in zip(STATES, pair.answers, pair.cards, strict=True):
-        name = twin_id(pair.cluster, state)
+    for state, (gold, card) in zip(STATES, told, strict=True):
+        name = twin_id(pair.words, state)
         item = Item(f"{name}-0", pair.question, gold, pair.answers, pair.stem)
         made.append(Source(name, pair.text, (item,), cast=Cast(Character(f"{NAME}-{name}", card), RECEIVER)))
     return tuple(made)
