@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+import claims
 import scaling
 from runs import ROOT, link, newest, newest_sweep
 from sweeps import FRONTIER
@@ -250,7 +251,12 @@ def frontier_figure() -> str | None:
 
 def main() -> None:
     """Write the figures, or compare them."""
-    made = {FIGURE: figure(), FRONTIER: frontier_figure(), scaling.FIGURE: scaling.figure()}
+    made = {
+        FIGURE: figure(),
+        FRONTIER: frontier_figure(),
+        scaling.FIGURE: scaling.figure(),
+        claims.FIGURE: claims.claims_figure(),
+    }
     for path, drawn in made.items():
         if drawn is None:
             continue

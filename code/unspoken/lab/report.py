@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from unspoken.lab import figures
+from unspoken.lab.claims_figure import claims_figure, has_claims
 from unspoken.lab.drilldown import by_item, packed
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
 from unspoken.lab.frontier import frontier, has_frontier
@@ -101,6 +102,7 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
         sweep=sweep,
         claims=[(cell.key, of["pilot"], each) for cell, of, *_ in told for each in claims(of)],
         figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
+        claims_figure=Markup(claims_figure(cells) if has_claims(cells) else ""),  # noqa: S704
         # What no arm of any cell has, such as a share of kv's gain without kv, has no column.
         columns=[each for each in SWEEP if any(row.cells[each.key].text != MISSING for row in every)],
         cells=told,

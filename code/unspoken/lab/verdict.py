@@ -8,13 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from unspoken.lab.experiment import POWERED_ITEMS
-from unspoken.lab.metrics import EQUAL_MARGIN
+from unspoken.lab.metrics import CLAIMED_GAIN, CLAIMED_SPEED, EQUAL_MARGIN
 from unspoken.lab.tables import Number, bracket, percent, points, probability, rate
 
 Answer = Literal["yes", "no", "not shown", "not asked"]
 Standing = Literal["holds", "not shown", "does not hold", "not measured"]
 SIGNIFICANT = 0.05
-CLAIMED_POINTS, CLAIMED_RATIO = 0.08, 2.0
 # A bootstrap over fewer clusters than about this gives intervals that are too narrow.
 ENOUGH_SOURCES = 30
 # One ratio has no spread: its interval would be a point.
@@ -88,8 +87,16 @@ def _unasked(metrics: Mapping[str, Any]) -> str:
 
 
 def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
-    """Return how the founding claim fares against each text arm."""
-    return tuple(_claim(arm, of) for arm, of in metrics.get("claims", {}).items())
+    """Return how the founding claim fares against each text arm.
+
+    More accuracy without a content gain supports nothing: it would be there with another text's cache, too.
+    """
+    found = (_claim(arm, of) for arm, of in metrics.get("claims", {}).items())
+    if "content_gain" not in metrics or _answer(metrics) == "yes":
+        return tuple(found)
+    return tuple(
+        msgspec.structs.replace(each, accuracy="not shown") if each.accuracy == "holds" else each for each in found
+    )
 
 
 def _answer(metrics: Mapping[str, Any]) -> Answer:
@@ -207,9 +214,9 @@ def _claim(arm: str, of: Mapping[str, Any]) -> Claim:
     gain, ratio, timed = of["accuracy_difference"], of["time_ratio"], of["timed_items"]
     return Claim(
         arm,
-        _standing(gain, CLAIMED_POINTS),
+        _standing(gain, CLAIMED_GAIN),
         f"{points(gain.get('mean'))} points{bracket(gain, percent)}",
-        _standing(ratio, CLAIMED_RATIO) if timed >= LEAST_TIMED or not timed else "not shown",
+        _standing(ratio, CLAIMED_SPEED) if timed >= LEAST_TIMED or not timed else "not shown",
         f"{_times(ratio.get('mean'))} times{bracket(ratio, _times)}" if timed else "not timed",
         timed,
     )

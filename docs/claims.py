@@ -1,0 +1,126 @@
+"""The founding claim as the committed runs have it: one table, one figure, one paragraph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from runs import ROOT, from_docs, link, newest_sweep, unfinished
+
+FIGURE = ROOT / "docs" / "figures" / "claims.svg"
+STANDS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "open", "not measured": "not measured"}
+SAID = {"holds": "holds", "does not hold": "fails", "not shown": "is open", "not measured": "was not measured"}
+UNCAPPED, ASKED, SHORT = "text", "text-asked", "text@32"
+
+
+def claims_figure() -> str | None:
+    """Return the figure of the newest `claims`; None if no cell is finished."""
+    from unspoken.lab.claims_figure import claims_figure as draw
+
+    run = newest_sweep("claims")
+    return None if run is None else draw(run[1]["cells"])
+
+
+def claims_table() -> str:
+    """Return the claim against every text arm in every cell of the newest `claims`."""
+    return "\n".join([*_lines(None), "", from_docs(_run())])
+
+
+def claims_short_table() -> str:
+    """Return the claim against three kinds of text: short, of any length, and written for the question."""
+    return "\n".join([*_lines((SHORT, UNCAPPED, ASKED)), "", _run()])
+
+
+def claims_paragraph() -> str:
+    """Return what the newest `claims` came to, in words for everybody."""
+    found = [(key, of, claim) for key, of, claims in _cells() for claim in claims if _tells(of)]
+    silent = [key for key, of, _ in _cells() if not _tells(of)]
+    parts = [
+        f"In {len({key for key, *_ in found})} of {len(_cells())} cells the right cache does better than that of "
+        "another text, so that there is something to compare.",
+        *(f"{words}: {_counted(found, arm)}." for arm, words in _KINDS.items()),
+        _whole([claim for *_, claim in found if claim.arm == ASKED]),
+    ]
+    if silent:
+        parts.append(
+            f"Nothing can be said of {_listed(silent)}: the right cache does no better there than another text's."
+        )
+    return " ".join(parts)
+
+
+_KINDS = {
+    SHORT: "Against a message of 32 tokens written without knowing the question",
+    UNCAPPED: "Against a message as long as the sender likes",
+    ASKED: "Against a message written for the question",
+}
+
+
+def _lines(arms: tuple[str, ...] | None) -> list[str]:
+    lines = [
+        "| task, model, engine | questions | content gain, points | text arm | `kv` minus text, points | 8 or more? "
+        "| time of text / time of `kv` | 2 or more? |",
+        "|---|---:|---:|---|---:|---|---:|---|",
+    ]
+    for key, of, claims in _cells():
+        gain = of["content_gain"]
+        for claim in claims:
+            if arms is None or claim.arm in arms:
+                lines.append(
+                    f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {_points(gain)} | `{claim.arm}` "
+                    f"| {claim.accuracy_text.replace(' points', '')} | {STANDS[claim.accuracy]} "
+                    f"| {claim.speed_text.replace(' times', '')} | {STANDS[claim.speed]} |"
+                )
+    return lines
+
+
+def _cells() -> list[tuple[str, dict[str, Any], tuple[Any, ...]]]:
+    from unspoken.lab.verdict import claims
+
+    run = newest_sweep("claims")
+    return [] if run is None else [(key, of, claims(of)) for key, of in run[1]["cells"].items()]
+
+
+def _tells(of: dict[str, Any]) -> bool:
+    from unspoken.lab.verdict import judge
+
+    return judge(of).answer == "yes"
+
+
+def _counted(found: list[tuple[str, dict[str, Any], Any]], arm: str) -> str:
+    claims = [claim for *_, claim in found if claim.arm == arm]
+    accuracy, speed = (Counter(getattr(claim, part) for claim in claims) for part in ("accuracy", "speed"))
+    return f"8 points more accuracy {_standings(accuracy)}, twice the speed {_standings(speed)}"
+
+
+def _whole(asked: list[Any]) -> str:
+    """Apply the rule that the roadmap sets: refuted if it fails against uncapped `text-asked` on the majority."""
+    both = sum(each.accuracy == each.speed == "holds" for each in asked)
+    failed = sum("does not hold" in (each.accuracy, each.speed) for each in asked)
+    verdict = "refuted as it was stated" if failed > len(asked) / 2 else "not refuted as it was stated"
+    return (
+        f"By the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
+        f"{len(asked)} cells and fails in {failed}: {verdict}."
+    )
+
+
+def _standings(counts: Counter[str]) -> str:
+    parts = [f"{said} in {counts[standing]}" for standing, said in SAID.items() if counts[standing]]
+    return " and ".join(parts) if parts else "was not tested"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _points(interval: dict[str, Any]) -> str:
+    return f"{100 * interval['mean']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def _run() -> str:
+    run = newest_sweep("claims")
+    if run is None:
+        return "No cell of `claims` is committed yet."
+    folder, metrics = run
+    timed = sorted({claim.timed_items for _, _, claims in _cells() for claim in claims})
+    return f"Run: {link(Path(folder))}; times from {' to '.join(map(str, timed))} items run alone{unfinished(metrics)}."
