@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-WIDTH = 100
+WIDTH = 88
 
 
 def reference() -> str:

@@ -64,16 +64,26 @@ def _index(runs: list[tuple[str, list[Any]]]) -> str:
 
 
 def _table(entries: list[Any]) -> str:
-    lines = ["| run | what | model | engine | questions | main figure | report |", "|---|---|---|---|---:|---|---|"]
-    for entry in entries:
-        model, engine = _on(entry)
-        items = "" if entry.items is None else f"{entry.items:,}{' (pilot)' if entry.pilot else ''}"
-        started = datetime.strptime(entry.started, "%Y%m%dT%H%M%SZ")
-        told = entry.told or ("" if entry.state == "finished" else entry.state)
-        shown = f"[report](results/{entry.report})" if entry.report else ""
-        run = f"[{started:%Y-%m-%d %H:%M}](results/{entry.folder})"
-        lines.append(f"| {run} | {entry.cell.partition('/')[0]} | {model} | {engine} | {items} | {told} | {shown} |")
-    return "\n".join(lines)
+    """Return a line for each run or cell; columns that none of them fills are left out."""
+    lines = [_line(entry) for entry in entries]
+    filled = [title for title in lines[0] if any(line[title] for line in lines)]
+    rule = ("---:" if title == "questions" else "---" for title in filled)
+    cells = (filled, rule, *([line[title] for title in filled] for line in lines))
+    return "\n".join(f"| {' | '.join(each)} |" for each in cells)
+
+
+def _line(entry: Any) -> dict[str, str]:
+    model, engine = _on(entry)
+    started = datetime.strptime(entry.started, "%Y%m%dT%H%M%SZ")
+    return {
+        "run": f"[{started:%Y-%m-%d %H:%M}](results/{entry.folder})",
+        "task": entry.cell.partition("/")[0],
+        "model": model,
+        "engine": engine,
+        "questions": "" if entry.items is None else f"{entry.items:,}{' (pilot)' if entry.pilot else ''}",
+        "main figure": entry.told or ("" if entry.state == "finished" else entry.state),
+        "report": f"[report](results/{entry.report})" if entry.report else "",
+    }
 
 
 def _on(entry: Any) -> tuple[str, str]:
@@ -96,10 +106,10 @@ def _run(folder: str, entries: list[Any]) -> str:
         "commit": f"`{revision['commit']}`" if revision.get("commit") else "",
         "versions": ", ".join(f"{name} {version}" for name, version in env.get("packages", {}).items()),
     }
-    parts = [f"# {folder}", _table(entries)]
+    parts = [f"# {folder}", _table(entries), "All runs: [results](results)."]
     if commands:
         parts.append("```sh\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
-    parts.append("\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in about.items() if value)]))
+    parts.append("\n".join(f"- {key}: {value}" for key, value in about.items() if value))
     cells = [file.parent for file in reports() if file.parent != path and path in file.parents]
     if cells:
         links = (f"- [{cell.name}]({(cell / 'report.html').relative_to(ROOT).as_posix()})" for cell in cells)

@@ -94,9 +94,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _made() -> Iterator[tuple[str, str]]:
-    for page, modules in api().items():
-        title = ".".join(filter(None, ["unspoken", page]))
-        yield _api_page(page), "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)])
+    for page, (first, *others) in api().items():
+        top = f"::: {first}\n    options: {{heading_level: 1}}"  # Its heading is the page's.
+        yield _api_page(page), "\n\n".join([top, *(f"::: {module}" for module in others)])
     yield from runpages.pages()
 
 

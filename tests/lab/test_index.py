@@ -59,6 +59,30 @@ def test_a_run_without_the_right_and_the_wrong_cache_has_no_verdict(build: Any, 
     assert found.told == "none 25.0 %, full-text 100.0 %"
 
 
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"at_once": {"requests": 50, "outcomes": {"right": 49, "busy": 1}}}, "49 of 50 requests at once right"),
+        ({"peak_rss_bytes": 3 << 30, "planned_bytes": 5 << 29}, "at most 3.00 GiB, 2.50 planned"),
+        (
+            {"trained_parameters": 1, "parameters": 2_500_000, "seconds": {"columns": 60.0, "steps": 120.0}},
+            "2.5 million numbers, 3 minutes",
+        ),
+        ({"rows": [{"first_token_ratio": 24.1, "tokens": 2700}]}, "first token 24.1 times as fast, 2,700 tokens"),
+        (
+            {"rows": [{"codec": "int4", "bytes_ratio_bf16": 0.31}, {"codec": "int8", "bytes_ratio_bf16": 0.5}]},
+            "fewest bytes: int4, 31 % of bfloat16's",
+        ),
+        ({"rows": [{"way": "plain"}]}, ""),
+    ],
+)
+def test_a_benchmark_tells_its_main_figure(metrics: dict[str, Any], told: str, tmp_path: Path) -> None:
+    folder = tmp_path / "bench" / "20260101T000000Z-a"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert index(tmp_path)[0].told == told
+
+
 def test_the_page_links_to_the_reports_and_asks_nobody(results: Path) -> None:
     shown = page("index.html.j2", entries=index(results), prefix="results/")
     assert 'href="results/prove/20260101T000000Z-a/report.html"' in shown

@@ -99,4 +99,23 @@ def _told(of: Mapping[str, Any]) -> str:
         return f"top-1 agreement {percent(of['top1_agreement'])} %"
     if "conditions" in of:
         return ", ".join(f"EER {name} {percent(each['eer'])} %" for name, each in list(of["conditions"].items())[:2])
+    return _measured(of)
+
+
+def _measured(of: Mapping[str, Any]) -> str:
+    """Return the main figure of a benchmark, or of the training of a fuser; empty if there is none."""
+    if "at_once" in of:
+        return f"{of['at_once']['outcomes'].get('right', 0)} of {of['at_once']['requests']} requests at once right"
+    if "planned_bytes" in of:
+        taken, planned = (of[key] / (1 << 30) for key in ("peak_rss_bytes", "planned_bytes"))
+        return f"at most {taken:.2f} GiB, {planned:.2f} planned"
+    if "trained_parameters" in of:
+        minutes = sum(of["seconds"].values()) / 60
+        return f"{of['parameters'] / 1e6:.1f} million numbers, {minutes:.0f} minutes"
+    rows = of.get("rows") or [{}]
+    if "first_token_ratio" in rows[-1]:
+        return f"first token {rows[-1]['first_token_ratio']:.1f} times as fast, {rows[-1]['tokens']:,} tokens"
+    if "bytes_ratio_bf16" in rows[-1]:
+        least = min(rows, key=lambda row: row["bytes_ratio_bf16"])
+        return f"fewest bytes: {least['codec']}, {100 * least['bytes_ratio_bf16']:.0f} % of bfloat16's"
     return ""
