@@ -57,7 +57,7 @@ def _index(runs: list[tuple[str, list[Any]]]) -> str:
         "mean is in [the protocol](docs/protocol.md), what is in a folder in [run folders](results/README.md); the "
         "tables that documents quote stand on [one page](results/tables.md).",
     ]
-    by_name = sorted(runs, key=lambda run: run[0].partition("/")[0])
+    by_name = sorted(runs, key=lambda run: (run[0].startswith("bench-"), run[0].partition("/")[0]))
     for experiment, group in groupby(by_name, key=lambda run: run[0].partition("/")[0]):
         parts += [f"## {experiment}", _table([entry for _, entries in group for entry in entries])]
     return "\n\n".join(parts)
