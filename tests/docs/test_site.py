@@ -17,6 +17,8 @@ import pytest
 
 from .blocks import ROOT
 
+pytestmark = pytest.mark.timeout(900)  # Building the site is most of it.
+
 LOADED = {"src", "srcset", "data", "poster"}
 """Attributes whose target a browser fetches by itself; `href` is one where it is not a reader's to click."""
 
