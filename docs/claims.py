@@ -98,8 +98,10 @@ def _whole(asked: list[Any]) -> str:
     both = sum(each.accuracy == each.speed == "holds" for each in asked)
     failed = sum("does not hold" in (each.accuracy, each.speed) for each in asked)
     verdict = "refuted as it was stated" if failed > len(asked) / 2 else "not refuted as it was stated"
+    run = newest_sweep("claims")
+    so_far = "So far, by" if run is not None and unfinished(run[1]) else "By"
     return (
-        f"By the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
+        f"{so_far} the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
         f"{len(asked)} cells and fails in {failed}: {verdict}."
     )
 

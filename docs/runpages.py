@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import claims
 import generated
 import sweeps
 from runs import ROOT
@@ -17,7 +18,7 @@ RESULTS = ROOT / "results"
 
 TABLES = {
     "Does content move": (generated.prove_sentence, generated.prove_table),
-    "The founding claim": (generated.claims_table,),
+    "The founding claim": (claims.claims_paragraph, claims.claims_short_table),
     "A second engine": (generated.second_engine_table,),
     "Fewer bytes": (sweeps.frontier_table,),
     "Several senders": (sweeps.compose_table, sweeps.concat_table),
