@@ -18,6 +18,17 @@ from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPTIONS, PrivateFacts
 from unspoken.lab.tasks.protocol import Item, Measure, Source, state_of
 
 SEEDS = (0, 1, 20261123)
+SHEETS = """
+task: sheets
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+doc_to_source: prompt_A
+doc_to_text: prompt_B
+doc_to_choice: options
+doc_to_target: label
+metric: options
+metadata: {{version: 1}}
+"""
 
 
 def _rows(task: str) -> list[dict[str, Any]]:
@@ -63,6 +74,11 @@ def data(tmp_path: Path) -> Callable[..., str]:
 def task(request: pytest.FixtureRequest, data: Callable[..., str]) -> Any:
     """A registered task: a test that takes it runs for each."""
     kind = TASKS.load(request.param)
+    if request.param == "described":
+        lines = Path(data("tipsheets"))
+        description = lines.with_name("sheets.yaml")
+        description.write_text(SHEETS.format(file=lines.name), encoding="utf-8")
+        return kind(str(description))
     return kind(data(request.param)) if hasattr(kind, "FORMAT") else kind()
 
 

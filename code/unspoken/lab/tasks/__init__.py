@@ -26,6 +26,7 @@ TASKS = Registry(
         "character": "unspoken.lab.tasks.character:CharacterTask",
         "unsaid": "unspoken.lab.tasks.unsaid:Unsaid",
         "tipsheets": "unspoken.lab.tasks.tipsheets:TipSheets",
+        "described": "unspoken.lab.tasks.described:DescribedTask",
     },
 )
 FILE = "data"

@@ -1,0 +1,313 @@
+"""A description in YAML becomes a task: fields, templates, data sets, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unspoken.cli import cli
+from unspoken.errors import StorageError, UnspokenError, UsageError
+from unspoken.lab.tasks import build_task
+from unspoken.lab.tasks.protocol import Item
+from unspoken.lab.tasks.reading import ReadingComprehension
+from unspoken.lab.tasks.templates import Filled, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = [
+    {"log": "Ola rows. Piet sings.", "asks": "Who rows?", "right": "Ola", "names": ["Ola", "Piet"], "label": 0},
+    {"log": "Ola rows. Piet sings.", "asks": "Who sings?", "right": "Piet", "names": ["Ola", "Piet"], "label": 1},
+    {"log": "Runa paints.", "asks": "Who paints?", "right": "Runa", "names": ["Runa", "Jens"], "label": 0},
+]
+OPEN = {
+    "task": "crew",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": "crew.jsonl"},
+    "doc_to_source": "log",
+    "doc_to_text": "{{ asks }} Answer briefly.",
+    "doc_to_target": "right",
+    "metric": "contained",
+    "metadata": {"version": 2.5},
+}
+CHOICE = OPEN | {"doc_to_choice": "names", "doc_to_target": "label", "metric": "options"}
+
+Describe = Callable[..., Any]
+
+
+@pytest.fixture
+def describe(tmp_path: Path) -> Describe:
+    """Make the task of a description, written beside its lines; a key that is None is left out."""
+
+    def made(says: dict[str, Any], lines: list[Any] | None = None, **changes: Any) -> Any:
+        text = "".join(f"{json.dumps(line)}\n" for line in (lines if lines is not None else LINES))
+        (tmp_path / "crew.jsonl").write_text(text, encoding="utf-8")
+        kept = {key: value for key, value in (says | changes).items() if value is not None}
+        path = tmp_path / "crew.yaml"
+        path.write_bytes(msgspec.yaml.encode(kept))
+        return build_task("described", str(path))
+
+    return made
+
+
+def _items(task: Any, count: int = 3) -> dict[str, Item]:
+    return {item.question: item for source in task.sources(count, 0) for item in source.items}
+
+
+def _refused(task: Callable[[], object], kind: type[UnspokenError] = UsageError) -> UnspokenError:
+    with pytest.raises(kind) as found:
+        task()
+    return found.value
+
+
+def test_rows_about_the_same_text_become_one_source(describe: Describe) -> None:
+    sources = describe(OPEN).sources(3, 0)
+    assert {source.text: len(source.items) for source in sources} == {"Ola rows. Piet sings.": 2, "Runa paints.": 1}
+    assert describe(OPEN).sources(3, 0) == sources
+
+
+def test_templates_and_names_of_fields_fill_a_question_in(describe: Describe) -> None:
+    item = _items(describe(OPEN, stem="It is {{ right[0] }}"))["Who rows? Answer briefly."]
+    assert (item.gold, item.options, item.stem, item.others) == ("Ola", (), "It is O", ())
+
+
+def test_a_task_has_its_descriptions_version_and_measure(describe: Describe) -> None:
+    assert (describe(OPEN).version, describe(OPEN).measure) == ("crew/2.5", "contained")
+    assert describe(CHOICE).measure == "options"
+
+
+@pytest.mark.parametrize("target", ["label", "right", "{{ label }}", "{{ names[label] }}"])
+@pytest.mark.parametrize("choices", ["names", "{{ names }}", "{{ [names[0], names[1]] }}"])
+def test_a_choice_is_right_by_its_number_or_by_its_words(describe: Describe, target: str, choices: str) -> None:
+    item = _items(describe(CHOICE, doc_to_target=target, doc_to_choice=choices))["Who sings? Answer briefly."]
+    assert (item.gold, item.options) == ("Piet", ("Ola", "Piet"))
+
+
+def test_choices_may_be_the_same_for_all_rows(describe: Describe) -> None:
+    items = _items(describe(CHOICE, doc_to_choice=["Ola", "Piet", "Runa"], doc_to_target="right"))
+    assert {item.options for item in items.values()} == {("Ola", "Piet", "Runa")}
+
+
+def test_further_right_answers_are_held_once(describe: Describe) -> None:
+    lines = [LINES[0] | {"all": ["Ola", "old Ola", "Ola", 7]}]
+    (item,) = _items(describe(OPEN, lines, further_targets="{{ all }}"), 1).values()
+    assert item.golds == ("Ola", "old Ola", "7")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"dokument": "x"}, "unknown field `dokument`"),
+        ({"doc_to_source": None}, "missing required field `doc_to_source`"),
+        ({"doc_to_text": "  "}, "doc_to_text"),
+        ({"metadata": None}, "missing required field `metadata`"),
+        ({"metric": "bleu"}, "Invalid enum value 'bleu'"),
+        ({"metric": "options"}, "`metric: options` and `doc_to_choice` go together"),
+        ({"doc_to_choice": "names"}, "`metric: options` and `doc_to_choice` go together"),
+        ({"doc_to_choice": "names", "metric": "options", "further_targets": "names"}, "`further_targets` are for open"),
+        ({"dataset_kwargs": {"trust_remote_code": True}}, "unknown field `trust_remote_code`"),
+    ],
+)
+def test_a_description_that_is_not_valid_says_where_and_which_keys_there_are(
+    describe: Describe, changes: dict[str, Any], problem: str
+) -> None:
+    error = _refused(lambda: describe(OPEN, **changes).sources(1, 0))
+    assert problem in error.problem
+    assert error.hint.startswith("Its keys are task, dataset_path, doc_to_source")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"doc_to_text": "{{ question }}"},
+            "`doc_to_text` of .*crew.yaml cannot be filled in for row 1: 'question' is",
+        ),
+        ({"doc_to_source": "{{ log.body }}"}, "`doc_to_source` .* has no attribute 'body'"),
+        ({"doc_to_source": "nothing"}, "`doc_to_source` of .* is 'nothing', and row 1 has no such field"),
+        ({"doc_to_target": "{{ label / 0 }}"}, "`doc_to_target` .* division by zero"),
+        ({"doc_to_target": "{{ none }}"}, r"`doc_to_target` .* a value is empty \(null\)"),
+        ({"doc_to_target": "{{ ''.__class__.__mro__ }}"}, "`doc_to_target` .* unsafe"),
+        ({"stem": "{{ names.append('x') }}"}, "`stem` .* unsafe"),
+        ({"doc_to_target": "{% if 0 %}x{% endif %}"}, "`doc_to_target` .* leaves nothing for row 1"),
+        ({"further_targets": "right"}, "`further_targets` .* makes no list of texts for row 1: 'Ola'"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_names_itself_and_the_fields(
+    describe: Describe, changes: dict[str, Any], problem: str
+) -> None:
+    task = describe(OPEN, **changes)
+    with pytest.raises(UsageError, match=problem) as refused:
+        task.sources(3, 0)
+    assert "The row's fields are log, asks, right, names, label." in refused.value.hint
+
+
+def test_a_template_that_is_none_is_refused(describe: Describe) -> None:
+    with pytest.raises(UsageError, match=r"`doc_to_text` of .* cannot be read"):
+        describe(OPEN, doc_to_text="{{ asks").sources(1, 0)
+
+
+def test_a_field_that_is_null_is_refused(describe: Describe) -> None:
+    with pytest.raises(UsageError, match=r"`doc_to_target` of .* leaves nothing for row 1"):
+        describe(OPEN, [LINES[0] | {"right": None}]).sources(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ({"label": 2}, "gives '2' for row 1, which is not a number of a choice"),
+        ({"label": "Anna"}, "gives 'Anna' for row 1, which is not one of the choices"),
+        ({"names": ["Ola"]}, r"`doc_to_choice` of .* gives \['Ola'\]"),
+        ({"names": ["Ola", " Ola"]}, "`doc_to_choice` of .* gives"),
+        ({"names": ["Ola", " "]}, "`doc_to_choice` of .* gives"),
+        ({"names": [["Ola"], ["Piet"]]}, "`doc_to_choice` of .* makes no list of texts"),
+    ],
+)
+def test_choices_and_targets_that_do_not_fit_are_refused(describe: Describe, line: Any, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        describe(CHOICE, [LINES[0] | line]).sources(1, 0)
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=5, unique_by=str.strip), st.data())
+def test_any_choices_come_through_as_they_are(names: list[str], data: Any) -> None:
+    row = Row(1, {"names": names, "at": data.draw(st.integers(0, len(names) - 1))})
+    expected = tuple(name.strip() for name in names)
+    assert Filled("doc_to_choice", "names", "x").texts(row) == expected
+    assert Filled("doc_to_choice", "{{ names }}", "x").texts(row) == expected
+    assert Filled("doc_to_target", "{{ names[at] }}", "x").text(row) == expected[row.fields["at"]]
+
+
+@given(st.text())
+def test_any_template_is_filled_in_or_refused_in_words(text: str) -> None:
+    try:
+        made = Filled("doc_to_text", text, "x").text(Row(1, {"a": "b"}))
+    except UsageError as error:
+        made = error.problem if "`doc_to_text` of x" in error.problem else ""
+    assert made.strip()
+
+
+def test_local_lines_are_read_without_the_library(describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert len(_items(describe(OPEN))) == 3
+    error = _refused(lambda: describe(OPEN, dataset_path="rajpurkar/squad", dataset_kwargs=None).sources(1, 0))
+    assert "not installed" in error.problem
+    assert 'pip install "unspoken[datasets]"' in error.hint
+
+
+def test_a_library_that_may_run_a_data_sets_code_is_refused(
+    describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    error = _refused(lambda: describe(OPEN, dataset_path="some/set", dataset_kwargs=None).sources(1, 0))
+    assert "may run code" in error.problem
+
+
+def test_files_by_split_and_several_files(describe: Describe, tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text(json.dumps(LINES[2] | {"asks": "Who else?"}), encoding="utf-8")
+    files = {"train": "none.jsonl", "test": ["crew.jsonl", "more.jsonl"]}
+    task = describe(OPEN, dataset_kwargs={"data_files": files}, test_split="test")
+    assert len(_items(task, 4)) == 4
+    error = _refused(lambda: describe(OPEN, dataset_kwargs={"data_files": files}).sources(1, 0))
+    assert "has the splits train, test, and no `test_split` is named" in error.problem
+    error = _refused(lambda: describe(OPEN, test_split="dev").sources(1, 0))
+    assert "has the splits train, and there is no 'dev'" in error.problem
+
+
+def test_files_that_are_not_there_are_named(describe: Describe, tmp_path: Path) -> None:
+    error = _refused(
+        lambda: describe(OPEN, dataset_kwargs={"data_files": "gone.jsonl"}).sources(1, 0), kind=StorageError
+    )
+    assert str(tmp_path / "gone.jsonl") in error.problem
+    assert "needs files" in _refused(lambda: describe(OPEN, dataset_kwargs=None).sources(1, 0)).problem
+    assert "Line 2 of the data file" in _refused(lambda: describe(OPEN, [LINES[0], [1]]).sources(1, 0)).problem
+
+
+def test_too_few_rows_are_counted(describe: Describe) -> None:
+    assert "holds 3 questions, and 9 were asked for" in _refused(lambda: describe(OPEN).sources(9, 0)).problem
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library `datasets`, offline, keeping what it makes in a folder of this test."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
+def test_a_folder_and_files_of_each_kind_ask_what_the_lines_ask(
+    kind: str, describe: Describe, library: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    # A table of one level, so that CSV can hold it.
+    held = library.Dataset.from_list([{key: row[key] for key in ("log", "asks", "right")} for row in LINES])
+    file = folder / f"test.{kind}"
+    getattr(held, f"to_{kind}")(str(file))
+    expected = describe(OPEN).sources(3, 1)
+    assert describe(OPEN, dataset_path="set", dataset_kwargs=None).sources(3, 1) == expected
+    named = {"data_files": {"test": f"set/test.{kind}"}}
+    assert describe(OPEN, dataset_path=kind, dataset_kwargs=named, test_split="test").sources(3, 1) == expected
+
+
+def test_lists_of_a_parquet_file_are_choices(describe: Describe, library: Any, tmp_path: Path) -> None:
+    library.Dataset.from_list(LINES).to_parquet(str(tmp_path / "crew.parquet"))
+    task = describe(CHOICE, dataset_path="parquet", dataset_kwargs={"data_files": "crew.parquet"})
+    assert task.sources(3, 0) == describe(CHOICE).sources(3, 0)
+
+
+def test_a_data_set_that_is_not_to_be_had_says_so(describe: Describe, library: Any, tmp_path: Path) -> None:
+    error = _refused(lambda: describe(OPEN, dataset_path="nobody/nothing", dataset_kwargs=None).sources(1, 0))
+    assert error.problem.startswith("The data set 'nobody/nothing' cannot be loaded: ")
+    (tmp_path / "crew.parquet").write_bytes(b"no table")
+    files = {"data_files": "crew.parquet"}
+    error = _refused(lambda: describe(OPEN, dataset_path="parquet", dataset_kwargs=files).sources(1, 0))
+    assert error.problem.startswith("The data set 'parquet' cannot be loaded: ")
+
+
+def test_the_committed_harbours_can_be_answered_from_their_texts_and_only_there() -> None:
+    sources = build_task("described", str(ROOT / "data/tasks/harbours.yaml")).sources(24, 0)
+    texts = [source.text for source in sources]
+    for source in sources:
+        for item in source.items:
+            assert f"{item.stem} {item.gold}" in source.text
+            assert sum(f"{item.stem} {option}" in text for text in texts for option in item.options) == 1
+    assert len(texts) == 8
+
+
+def test_the_committed_squad_asks_what_the_task_reading_asks(
+    library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "id": "1", "title": "Inns", "context": "Anna runs it.", "question": "Who runs it?",
+        "answers": {"text": ["Anna", "Anna", "Miss Anna"], "answer_start": [0, 0, 0]},
+    }  # fmt: skip
+    loaded = {"validation": library.Dataset.from_list([row])}
+    monkeypatch.setattr(library, "load_dataset", lambda path, name: loaded if path == "rajpurkar/squad" else {})
+    (ours,) = build_task("described", str(ROOT / "data/tasks/squad.yaml")).sources(1, 0)
+    line = {"context": row["context"], "qas": [{"question": row["question"], "answers": row["answers"]["text"]}]}
+    (tmp_path / "squad.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    (theirs,) = ReadingComprehension(str(tmp_path / "squad.jsonl")).sources(1, 0)
+    assert ours == theirs
+
+
+def test_experiments_validate_checks_a_description(describe: Describe, tmp_path: Path) -> None:
+    task = describe(OPEN)
+    plan = {"name": "crew", "task": "described", "data": task.data, "items": 3, "arms": ["none", "kv"]}
+    (tmp_path / "plan.yaml").write_bytes(msgspec.yaml.encode(plan))
+    sound = CliRunner().invoke(cli, ["experiments", "validate", str(tmp_path / "plan.yaml")])
+    assert (sound.exit_code, "sound" in sound.output) == (0, True)
+    describe(OPEN, doc_to_text="{{ question }}")
+    bad = CliRunner().invoke(cli, ["experiments", "validate", str(tmp_path / "plan.yaml")])
+    assert bad.exit_code == 2
+    assert "'question' is undefined" in bad.output
