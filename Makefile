@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
 TORCH := $(shell grep '^torch==' constraints.txt)
+INSPECT := $(shell grep -E '^(botocore|inspect-ai)==' constraints.txt)
 LMCACHE := $(shell grep '^lmcache==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
 export NO_MKDOCS_2_WARNING := 1
@@ -65,7 +66,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp,ray,lmcache]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[llamacpp,compress,identity,serve,mcp,ray,lmcache]" --group dev --group inspect
+	$(BIN)/pip install --quiet --no-deps $(INSPECT)  # It names an older fsspec.
 	test "$$(uname)" != Linux || $(BIN)/pip install --quiet --no-deps $(LMCACHE)  # Some of what it names is CUDA's.
 	touch $@
 
