@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_runs_and_says_something(example: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text, where = example.read_text(), []
-    for library in ("langgraph", "smolagents"):
+    for library in ("langgraph", "smolagents", "lm_eval", "inspect_ai"):
         if library in text:
             pytest.importorskip(library, reason=f"{library} is not installed")
     if SERVED in text:

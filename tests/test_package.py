@@ -56,7 +56,8 @@ def test_importing_everything_does_nothing_but_import() -> None:
     modules = [
         ".".join(("unspoken", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         for path in MODULES
-        if path.name != "__main__.py"
+        # The last is loaded by lm-evaluation-harness alone, whose import sets variables of the environment.
+        if path.name not in ("__main__.py", "lm_eval_model.py")
     ]
     code = (
         "import importlib, logging, os, signal, sys, warnings\n"
