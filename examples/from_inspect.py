@@ -16,9 +16,7 @@ from inspect_ai.scorer import includes
 
 from unspoken.harness import inspect_ai  # noqa: F401 - makes the provider known where the package is not installed
 
-REPORT = (
-    "It was a calm week. The northern station is run by Anna, who has kept it since the storm. It rained on Friday."
-)
+REPORT = "It was a calm week. The northern station is run by Anna, since the storm. It rained on Friday."
 ASKED = {
     "Who runs the northern station? Answer briefly.": "Anna",
     "On which day did it rain? Answer briefly.": "Friday",

@@ -2,7 +2,8 @@
 
     python examples/from_lm_eval.py          # needs the extra lm-eval
 
-Each context is cut at "\\nQuestion:": what stands before it is the sender's, the rest is asked of the receiver.
+Each context is cut where its last line "Question: ..." begins: what stands before it is the sender's to read, the rest
+is asked of the receiver.
 """
 
 from __future__ import annotations
