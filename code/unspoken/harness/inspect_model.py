@@ -134,7 +134,9 @@ def asked(messages: Sequence[ChatMessage], cut: Cut) -> Ask:
 
 
 def _limits(config: GenerateConfig) -> Limits:
-    strange = [name for name in FOREIGN if getattr(config, name, None) not in (None, 1, False)]
+    set_to = {name: getattr(config, name, None) for name in FOREIGN}
+    # One choice, or a penalty of zero, is what there is anyway; True equals 1, but asks for something.
+    strange = [name for name, value in set_to.items() if value not in (None, 0) and (value is True or value != 1)]
     if strange:
         raise UsageError(
             f"The task sets '{strange[0]}', which the pair does not know.",
