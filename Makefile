@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is installed first and by its exact version: a later one would bring gigabytes of CUDA libraries along.
 TORCH := $(shell grep '^torch==' constraints.txt)
-INSPECT := $(shell grep -E '^(botocore|inspect-ai)==' constraints.txt)
+INSPECT := $(shell grep -E '^(aiobotocore|aioitertools|botocore|inspect-ai|s3fs|wrapt)==' constraints.txt)
 LMCACHE := $(shell grep '^lmcache==' constraints.txt)
 OLDEST_TRANSFORMERS := 5.18.0
 export NO_MKDOCS_2_WARNING := 1
