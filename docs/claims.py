@@ -101,8 +101,8 @@ def _whole(asked: list[Any]) -> str:
     run = newest_sweep("claims")
     so_far = "So far, by" if run is not None and unfinished(run[1]) else "By"
     return (
-        f"{so_far} the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
-        f"{len(asked)} cells and fails in {failed}: {verdict}."
+        f"{so_far} the rule set in advance (both parts, against messages written for the question), it holds in {both} "
+        f"of {len(asked)} cells and fails in {failed}: {verdict}."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from inspect_ai.model import ModelAPI, modelapi
 
 
-@modelapi(name="unspoken")  # type: ignore[arg-type]  # Inspect calls what is no class to get it.
+@modelapi(name="unspoken")  # type: ignore[untyped-decorator]  # Inspect is not read for types.
 def unspoken() -> type[ModelAPI]:
     """Return the provider; torch is loaded only now."""
     from unspoken.harness.inspect_model import PairAPI

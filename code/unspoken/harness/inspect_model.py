@@ -25,7 +25,7 @@ FOREIGN = (
 )  # fmt: skip
 
 
-class PairAPI(ModelAPI):
+class PairAPI(ModelAPI):  # type: ignore[misc]  # Inspect is not read for types.
     """A sender that reads all messages before the last one and a receiver that is asked the last.
 
     Args:
@@ -92,7 +92,7 @@ class PairAPI(ModelAPI):
     def _output(self, reply: Reply, limits: Limits) -> ModelOutput:
         made, delivery = reply.generation, reply.delivery
         reason = "max_tokens" if len(made.token_ids) == limits.new_tokens else "stop"
-        output = ModelOutput.from_content(self.model_name, reply.text, reason)  # type: ignore[arg-type]
+        output = ModelOutput.from_content(self.model_name, reply.text, reason)
         output.usage = ModelUsage(
             input_tokens=delivery.tokens_prefilled,
             output_tokens=len(made.token_ids),

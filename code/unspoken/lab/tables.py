@@ -106,6 +106,7 @@ FRONTIER = (
 )
 SWEEP = (*FRONTIER[:-2], Column("pgr_interval", "PGR, % [95 % interval]", ""), *FRONTIER[-2:])
 NOTE = "right: the option chosen [95 % interval]; said: the answer stands in the words written; *: Holm p < 0.05"
+TWIN_NOTE = "right: the two states of mind told apart [95 % interval], chance 50 %, ties by a coin; *: Holm p < 0.05"
 OPEN_NOTE = "right: the answer stands in the words written [95 % interval]; F1: of these words; *: Holm p < 0.05"
 OPEN = {"contained": Column("f1", "F1", "")}
 
@@ -113,7 +114,7 @@ OPEN = {"contained": Column("f1", "F1", "")}
 def compact(metrics: Mapping[str, Any]) -> tuple[tuple[Column, ...], str]:
     """Return the columns of the short table and its note; with open answers, said is right and F1 takes its place."""
     if metrics.get("measure", "options") == "options":
-        return named(COMPACT, metrics), NOTE
+        return named(COMPACT, metrics), TWIN_NOTE if metrics.get("twins") else NOTE
     return tuple(OPEN.get(column.key, column) for column in named(COMPACT, metrics)), OPEN_NOTE
 
 
@@ -205,6 +206,8 @@ def rate(of: Mapping[str, Any]) -> dict[str, Number | None]:
 
 def judged_by(metrics: Mapping[str, Any]) -> str:
     """Name what a run is judged by, for an axis or a heading."""
+    if metrics.get("twins"):
+        return "pairs told apart, %"
     return "F1 of the answers, %" if metrics.get("measure") == "f1" else "right answers, %"
 
 

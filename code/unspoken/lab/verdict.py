@@ -135,7 +135,7 @@ def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
     rates = f"with the right cache the receiver {_got(metrics, f'{right} %')}, with the cache of another text {wrong} %"
     worth = f"the content is worth {percent(gain['mean'])} points ({_range(gain)}, {_p(gain.get('p'))})"
     unable = "; reading the text itself did not help either, so this run cannot tell"
-    return f"{opening}: {rates}; {worth}{unable if _text_helps(metrics) is False else ''}."
+    return f"{opening}: {rates}; {worth}{unable if answer != 'yes' and _text_helps(metrics) is False else ''}."
 
 
 def _presence(metrics: Mapping[str, Any]) -> str:
@@ -158,7 +158,11 @@ def _closeness(metrics: Mapping[str, Any]) -> str:
     if gap.get("mean") is None or not _text_helps(metrics):
         read, unread = percent(_reached(arms["full-text"])), percent(_reached(arms["none"]))
         rates = f"{read} % {'F1' if _by_words(metrics) else 'right'} with it, {unread} % without"
-        return f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
+        return (
+            "The words alone do not tell, as it has to be: reading the text helps nobody."
+            if metrics.get("twins")
+            else f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
+        )
     kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
     return f"{kept}{_share_range(gap)}{_equality(metrics.get(f'{_short(metrics)}_equals_full_text', {}))}."
 
@@ -234,8 +238,8 @@ def _pilot(metrics: Mapping[str, Any]) -> str:
         return ""
     about = f" about {metrics['sources']} texts" if "sources" in metrics else ""
     return (
-        f"This is a pilot: it asked {metrics.get('items', 'few')} questions{about}, and telling a difference of "
-        f"5 points takes {POWERED_ITEMS}."
+        f"This is a pilot: it asked {metrics.get('items', 'few')} {_counted(metrics)}{about}, and telling a difference "
+        f"of 5 points takes {POWERED_ITEMS}."
     )
 
 
@@ -280,7 +284,13 @@ def _by_words(metrics: Mapping[str, Any]) -> bool:
 
 
 def _got(metrics: Mapping[str, Any], share: str) -> str:
+    if metrics.get("twins"):
+        return f"told {share} of the pairs of states of mind apart"
     return f"reached an F1 of {share}" if _by_words(metrics) else f"got {share} of the questions right"
+
+
+def _counted(metrics: Mapping[str, Any]) -> str:
+    return "questions, each in two states of mind," if metrics.get("twins") else "questions"
 
 
 def _what(metrics: Mapping[str, Any]) -> str:
