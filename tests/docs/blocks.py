@@ -26,7 +26,7 @@ class Block:
 
     def commands(self) -> list[list[str]]:
         """The commands of a shell block, word by word; of a console's, those behind `$ `."""
-        text = self.text.partition("<<")[0]  # What stands in a here-document is no command.
+        text = self.text.partition("<<")[0].replace("\\\n", " ")  # What stands in a here-document is no command.
         lines = [line for line in text.splitlines() if line.strip()]
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]

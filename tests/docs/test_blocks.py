@@ -15,6 +15,8 @@ import yaml
 from .blocks import ROOT, Block, blocks
 
 PROGRAMS = {
+    "inspect": "of another project; tests/harness run it",
+    "unspoken.harness.lm_eval": "takes the arguments of another project; tests/harness run it",
     "ray": "starts a cluster",
     "ray-cluster": "starts a cluster",
     "(umask": "POSIX's own",
