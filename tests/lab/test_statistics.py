@@ -147,3 +147,38 @@ def test_holm_keeps_the_order_and_lies_between_raw_and_bonferroni(p_values: dict
         assert p <= adjusted[name] <= min(1.0, len(p_values) * p) + 1e-12
     ranked = sorted(p_values, key=p_values.__getitem__)
     assert [adjusted[name] for name in ranked] == sorted(adjusted.values())
+
+
+def test_an_interval_of_single_items_is_that_of_another_library() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy comes with the extra identity")
+    values = np.random.default_rng(5).exponential(size=120)
+    found = ClusterBootstrap([str(at) for at in range(120)], seed=1).interval(values.tolist())
+    expected = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2))
+    width = expected.confidence_interval.high - expected.confidence_interval.low
+    assert found.low == pytest.approx(expected.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(expected.confidence_interval.high, abs=0.05 * width)
+
+
+def test_equal_within_a_margin_is_what_two_one_sided_t_tests_say() -> None:
+    """Schuirmann 1987: both tests reject at 5 % where the 90 % interval lies within the margin."""
+    stats = pytest.importorskip("scipy.stats", reason="scipy comes with the extra identity")
+    draw, margin, told = np.random.default_rng(11), 0.05, []
+    for _ in range(150):
+        values = draw.normal(draw.uniform(-0.08, 0.08), 0.3, size=400)
+        inner = ClusterBootstrap([str(at) for at in range(400)], seed=1, draws=2000).interval(values.tolist(), 0.90)
+        both = max(
+            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(values, margin, alternative="less").pvalue,
+        )
+        told.append((inner.low > -margin and inner.high < margin, both < 0.05))
+    assert sum(ours == theirs for ours, theirs in told) >= 145
+    assert 20 < sum(theirs for _, theirs in told) < 130
+
+
+@pytest.mark.parametrize(("only_left", "only_right"), [(0, 1), (3, 9), (59, 16), (10, 10), (0, 40)])
+def test_mcnemar_is_another_librarys_binomial_test(only_left: int, only_right: int) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy comes with the extra identity")
+    left = [True] * only_left + [False] * only_right + [True, False] * 5
+    right = [False] * only_left + [True] * only_right + [True, False] * 5
+    expected = stats.binomtest(only_left, only_left + only_right).pvalue
+    assert mcnemar(left, right) == pytest.approx(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from unspoken.errors import StorageError, UsageError
 from unspoken.lab.record import open_finished
 from unspoken.lab.runner import load_task, task_hash
 from unspoken.lab.tasks import TASKS, build_task
-from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPTIONS, PrivateFacts
+from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPENINGS, OPTIONS, PLACES, REMARKS, PrivateFacts
 from unspoken.lab.tasks.protocol import Item, Measure, Source, state_of
 
 SEEDS = (0, 1, 20261123)
@@ -262,3 +263,20 @@ def test_guessing_gets_one_in_six(facts: list[tuple[Source, Item]]) -> None:
 def test_values_of_different_kinds_do_not_overlap() -> None:
     values = [value for kind in KINDS for value in kind.values]
     assert len(set(values)) == len(values)
+
+
+def test_longer_texts_say_the_same_and_nothing_more() -> None:
+    usual, long = (build_task(f"private-facts:fillers={count}").sources(12, 5) for count in (3, 400))
+    assert usual == build_task("private-facts").sources(12, 5)
+    values = {value for kind in KINDS for value in kind.values}
+    for short, source in zip(usual, long, strict=True):
+        assert source.items == short.items
+        sentences = source.text.split(". ")
+        facts = [at for at, sentence in enumerate(sentences) if set(sentence.rstrip(".").split()) & values]
+        assert (len(facts), len(sentences), len(set(sentences))) == (FACTS, FACTS + 400, FACTS + 400)
+        # Facts stand all over the text.
+        assert max(after - before for before, after in itertools.pairwise([0, *facts, len(sentences)])) < 80
+        assert not any(place in filler for filler in (*OPENINGS, *REMARKS) for place in PLACES)
+    assert len(build_task("private-facts:fillers=0").sources(6, 5)[0].text.split(". ")) == FACTS
+    with pytest.raises(UsageError, match="'500' fillers"):
+        build_task("private-facts:fillers=500")

@@ -85,9 +85,23 @@ FILLERS = (
     "The budget for next year is still open.",
     "Repairs were finished earlier than planned.",
 )
+# For longer texts: every opening with every remark, nearly five hundred sentences more.
+OPENINGS = (
+    "The clerk|A visitor|The committee|A neighbour|The surveyor|The messenger|A guest|The treasurer|"
+    "The foreman|A traveller|The secretary|An apprentice|The chairman|A stranger|The porter|A passer-by|"
+    "The watchman|A pupil|The judge|A helper|The tailor|A painter|The carter|A good friend"
+).split("|")
+REMARKS = (
+    "spoke of the weather again|asked about the harvest|wrote a long letter to a cousin|"
+    "waited for an answer all morning|had nothing to add|remembered an earlier winter|"
+    "found the minutes in good order|praised the road to the coast|counted the visitors twice|"
+    "left before the speeches|arrived late and stayed long|thought the plan too costly|"
+    "agreed after some time|wanted to hear it once more|could not recall the date|made a note of it|"
+    "hoped for a dry summer|said that all was well|promised to come again|took the matter to heart"
+).split("|")
 KINDS_PER_SOURCE, FACTS_PER_KIND, OPTIONS, FILLERS_PER_SOURCE = 3, 2, 6, 3
 FACTS = KINDS_PER_SOURCE * FACTS_PER_KIND
-SENTENCES = FACTS + FILLERS_PER_SOURCE
+MOST_FILLERS = len(FILLERS) + len(OPENINGS) * len(REMARKS)
 
 
 @dataclass(frozen=True)
@@ -96,28 +110,36 @@ class PrivateFacts:
 
     Args:
         amount: Senders the sentences of a source are shared out among, in order; by default one reads them all.
+        fillers: Sentences that say nothing, evenly between the facts: about nine tokens each.
 
     Raises:
-        UsageError: If there are more senders than sentences, or none.
+        UsageError: If there are more senders than sentences, or none, or more fillers than there are.
     """
 
     amount: int | str = 1
+    fillers: int | str = FILLERS_PER_SOURCE
     name: str = "private-facts"
     version: str = "1"
     measure: Measure = "options"
 
     def __post_init__(self) -> None:
-        if not str(self.amount).isdigit() or not 1 <= int(self.amount) <= SENTENCES:
+        if not str(self.fillers).isdecimal() or not 0 <= int(self.fillers) <= MOST_FILLERS:
             raise UsageError(
-                f"Facts cannot be shared out among '{self.amount}' senders.", f"Write private-facts@1 to @{SENTENCES}."
+                f"Facts cannot stand between '{self.fillers}' fillers.",
+                f"Write private-facts:fillers=0 to {MOST_FILLERS}.",
+            )
+        most = FACTS + int(self.fillers)
+        if not str(self.amount).isdecimal() or not 1 <= int(self.amount) <= most:
+            raise UsageError(
+                f"Facts cannot be shared out among '{self.amount}' senders.", f"Write private-facts@1 to @{most}."
             )
 
     def sources(self, items: int, seed: int) -> tuple[Source, ...]:
         """Return enough sources for so many items; each depends on seed and number alone."""
-        return tuple(_source(seed, number, int(self.amount)) for number in range(-(-items // FACTS)))
+        return tuple(_source(seed, number, int(self.amount), int(self.fillers)) for number in range(-(-items // FACTS)))
 
 
-def _source(seed: int, number: int, senders: int) -> Source:
+def _source(seed: int, number: int, senders: int, fillers: int) -> Source:
     draw = random.Random(f"private-facts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
     kinds = draw.sample(KINDS, KINDS_PER_SOURCE)
     adjectives, nouns = draw.sample(ADJECTIVES, FACTS), draw.sample(PLACES, FACTS)
@@ -137,11 +159,17 @@ def _source(seed: int, number: int, senders: int) -> Source:
             facts.append((kind.statement.format(place=place, value=values[fact]), item))
     draw.shuffle(facts)
     sentences = [statement for statement, _ in facts]
-    for at, filler in enumerate(draw.sample(FILLERS, FILLERS_PER_SOURCE)):
-        sentences.insert(3 * at, filler)
+    for at, filler in enumerate(draw.sample(_pool(fillers), fillers)):
+        sentences.insert(at * (FACTS + fillers) // fillers, filler)
     return Source(
         f"{number:04d}", " ".join(sentences), tuple(item for _, item in facts), _shared_out(sentences, senders)
     )
+
+
+def _pool(fillers: int) -> Sequence[str]:
+    """Return sentences to draw so many fillers from; a few come from the first ones, as ever."""
+    further = (f"{opening} {remark}." for opening in OPENINGS for remark in REMARKS)
+    return FILLERS if fillers <= len(FILLERS) else (*FILLERS, *further)
 
 
 def _shared_out(sentences: Sequence[str], senders: int) -> tuple[str, ...]:
