@@ -97,18 +97,19 @@ def _whole(asked: list[Any]) -> str:
     """Apply the rule that the roadmap sets: refuted if it fails against uncapped `text-asked` on the majority."""
     both = sum(each.accuracy == each.speed == "holds" for each in asked)
     failed = sum("does not hold" in (each.accuracy, each.speed) for each in asked)
-    verdict = "refuted as it was stated" if failed > len(asked) / 2 else "not refuted as it was stated"
     run = newest_sweep("claims")
-    so_far = "So far, by" if run is not None and unfinished(run[1]) else "By"
+    verdict = "refuted as it was stated" if failed > len(asked) / 2 else "not refuted as it was stated"
+    if run is not None and unfinished(run[1]):
+        verdict = "the verdict waits for the other cells"
     return (
-        f"{so_far} the rule set in advance (both parts, against messages written for the question), it holds in {both} "
-        f"of {len(asked)} cells and fails in {failed}: {verdict}."
+        f"By the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
+        f"{len(asked)} cells and fails in {failed}: {verdict}."
     )
 
 
 def _standings(counts: Counter[str]) -> str:
     parts = [f"{said} in {counts[standing]}" for standing, said in SAID.items() if counts[standing]]
-    return " and ".join(parts) if parts else "was not tested"
+    return _listed(parts) if parts else "was not tested"
 
 
 def _listed(names: list[str]) -> str:

@@ -50,6 +50,22 @@ def test_the_newest_comes_first_and_cells_are_told_each(results: Path) -> None:
     assert last.report == "prove/20260101T000000Z-a/report.html"
 
 
+def test_of_a_sweep_that_is_not_finished_the_cells_that_are_are_told(usual: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "claims" / "20260101T000000Z-a"
+    cell = folder / "cells" / "private-facts-m-fake"
+    cell.mkdir(parents=True)
+    (folder / "env.json").write_text("{}")
+    (folder / "config.yaml").write_text("name: claims\nmodel: m\nengine: fake\ncells: [{label: ''}, {label: more}]\n")
+    (cell / "metrics.json").write_text(json.dumps(usual.metrics))
+    (cell / "report.html").write_text("<html></html>")
+    done, left = index(tmp_path)
+    assert (done.cell, done.state, done.items) == ("private-facts/m/fake", "finished", 8)
+    assert done.report == "claims/20260101T000000Z-a/cells/private-facts-m-fake/report.html"
+    assert (left.cell, left.state, left.told) == ("", "unfinished", "1 of 2 cells are finished")
+    (folder / "config.yaml").write_text("name: claims\ncells: 3\n")
+    assert [each.state for each in index(tmp_path)] == ["damaged"]
+
+
 def test_a_run_without_the_right_and_the_wrong_cache_has_no_verdict(build: Any, tmp_path: Path) -> None:
     folder = tmp_path / "concat" / "20260101T000000Z-a"
     folder.mkdir(parents=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from unspoken.errors import StorageError
+from unspoken.errors import StorageError, UsageError
+from unspoken.lab.sweeprun import open_sweep
 from unspoken.lab.verdict import judge
 
 
@@ -56,18 +57,29 @@ def index(results: Path) -> tuple[Entry, ...]:
 def _entries(results: Path, path: Path) -> Iterator[Entry]:
     started = path.name.partition("-")[0]
     bare = Entry(str(path.relative_to(results)), path.parent.name, "", started, "unfinished")
-    if not (path / "metrics.json").is_file():
-        if (path / "env.json").is_file():
-            yield bare
-        return
     try:
-        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        cells = metrics.get("cells") or {"": metrics}
-        made = [_entry(bare, path, results, key, of) for key, of in cells.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        yield msgspec.structs.replace(bare, state="damaged")
-        return
+        if not (path / "metrics.json").is_file():
+            made = _begun(bare, path, results) if (path / "env.json").is_file() else []
+        else:
+            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+            cells = metrics.get("cells") or {"": metrics}
+            made = [_entry(bare, path, results, key, of) for key, of in cells.items()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError):
+        made = [msgspec.structs.replace(bare, state="damaged")]
     yield from made
+
+
+def _begun(bare: Entry, path: Path, results: Path) -> list[Entry]:
+    """Return a run that is not finished; of a sweep also the cells that are."""
+    sweep = open_sweep(path)
+    if sweep is None:
+        return [bare]
+    done = [cell for cell in sweep.sweep.cells if sweep.finished(cell)]
+    entries = [
+        _entry(bare, sweep.cell(cell), results, cell.key, json.loads((sweep.cell(cell) / "metrics.json").read_bytes()))
+        for cell in done
+    ]
+    return [*entries, msgspec.structs.replace(bare, told=f"{len(done)} of {len(sweep.sweep.cells)} cells are finished")]
 
 
 def _entry(bare: Entry, path: Path, results: Path, key: str, of: Mapping[str, Any]) -> Entry:
