@@ -15,6 +15,7 @@ from unspoken.errors import StorageError, UsageError
 from unspoken.lab.record import open_finished
 from unspoken.lab.runner import load_task, task_hash
 from unspoken.lab.tasks import TASKS, build_task
+from unspoken.lab.tasks.forms import form_named
 from unspoken.lab.tasks.private_facts import FACTS, KINDS, OPENINGS, OPTIONS, PLACES, REMARKS, PrivateFacts
 from unspoken.lab.tasks.protocol import Item, Measure, Source, state_of
 
@@ -280,3 +281,29 @@ def test_longer_texts_say_the_same_and_nothing_more() -> None:
     assert len(build_task("private-facts:fillers=0").sources(6, 5)[0].text.split(". ")) == FACTS
     with pytest.raises(UsageError, match="'500' fillers"):
         build_task("private-facts:fillers=500")
+
+
+@pytest.mark.parametrize("form", ["list", "table", "json", "german", "spanish"])
+def test_another_form_has_the_same_facts_and_questions(form: str) -> None:
+    stated = form_named(form)
+    assert len(stated.statements) == len(KINDS)
+    values = {value for kind in KINDS for value in kind.values}
+    assert stated.values.keys() <= values
+    # Two values of a kind must not become one.
+    assert all(len({stated.values.get(value, value) for value in kind.values}) == len(kind.values) for kind in KINDS)
+    for usual, source in zip(
+        build_task("private-facts").sources(60, 5), build_task(f"private-facts:form={form}").sources(60, 5), strict=True
+    ):
+        assert source.items == usual.items
+        assert source.text != usual.text
+        for item in source.items:
+            assert stated.values.get(item.gold, item.gold) in source.text
+    if form == "json":
+        assert len(json.loads(source.text)) == FACTS
+
+
+def test_a_form_that_there_is_not_or_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(UsageError, match="stated as 'verse'"):
+        build_task("private-facts:form=verse")
+    with pytest.raises(UsageError, match="cannot be shared out"):
+        build_task("private-facts:form=list@2")

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from unspoken.errors import UsageError
+from unspoken.lab.tasks.forms import Form, form_named
 from unspoken.lab.tasks.protocol import Item, Measure, Source
 
 
@@ -99,6 +100,7 @@ REMARKS = (
     "agreed after some time|wanted to hear it once more|could not recall the date|made a note of it|"
     "hoped for a dry summer|said that all was well|promised to come again|took the matter to heart"
 ).split("|")
+PROSE = "prose"
 KINDS_PER_SOURCE, FACTS_PER_KIND, OPTIONS, FILLERS_PER_SOURCE = 3, 2, 6, 3
 FACTS = KINDS_PER_SOURCE * FACTS_PER_KIND
 MOST_FILLERS = len(FILLERS) + len(OPENINGS) * len(REMARKS)
@@ -112,12 +114,16 @@ class PrivateFacts:
         amount: Senders the sentences of a source are shared out among, in order; by default one reads them all.
         fillers: Sentences that say nothing, evenly between the facts: about nine tokens each.
 
+        form: How the facts are stated: in `prose`, or as `unspoken.lab.tasks.forms` has it. Questions and options are
+            the same.
+
     Raises:
-        UsageError: If there are more senders than sentences, or none, or more fillers than there are.
+        UsageError: If there are more senders than sentences, or none, or more fillers than there are, or no such form.
     """
 
     amount: int | str = 1
     fillers: int | str = FILLERS_PER_SOURCE
+    form: str = PROSE
     name: str = "private-facts"
     version: str = "1"
     measure: Measure = "options"
@@ -128,6 +134,10 @@ class PrivateFacts:
                 f"Facts cannot stand between '{self.fillers}' fillers.",
                 f"Write private-facts:fillers=0 to {MOST_FILLERS}.",
             )
+        if self.form != PROSE and form_named(self.form) and str(self.amount) != "1":
+            raise UsageError(
+                f"Facts stated as '{self.form}' cannot be shared out.", "Leave the number of senders out, or the form."
+            )
         most = FACTS + int(self.fillers)
         if not str(self.amount).isdecimal() or not 1 <= int(self.amount) <= most:
             raise UsageError(
@@ -136,10 +146,12 @@ class PrivateFacts:
 
     def sources(self, items: int, seed: int) -> tuple[Source, ...]:
         """Return enough sources for so many items; each depends on seed and number alone."""
-        return tuple(_source(seed, number, int(self.amount), int(self.fillers)) for number in range(-(-items // FACTS)))
+        form = _prose(int(self.fillers)) if self.form == PROSE else form_named(self.form)
+        numbers = range(-(-items // FACTS))
+        return tuple(_source(seed, number, int(self.amount), int(self.fillers), form) for number in numbers)
 
 
-def _source(seed: int, number: int, senders: int, fillers: int) -> Source:
+def _source(seed: int, number: int, senders: int, fillers: int, form: Form) -> Source:
     draw = random.Random(f"private-facts/1/{seed}/{number}")  # noqa: S311 - reproducible, not secret
     kinds = draw.sample(KINDS, KINDS_PER_SOURCE)
     adjectives, nouns = draw.sample(ADJECTIVES, FACTS), draw.sample(PLACES, FACTS)
@@ -156,20 +168,21 @@ def _source(seed: int, number: int, senders: int, fillers: int) -> Source:
                 options=tuple(sorted(values)),
                 stem=kind.stem.format(place=place),
             )
-            facts.append((kind.statement.format(place=place, value=values[fact]), item))
+            facts.append((form.states(KINDS.index(kind), place, values[fact]), item))
     draw.shuffle(facts)
     sentences = [statement for statement, _ in facts]
-    for at, filler in enumerate(draw.sample(_pool(fillers), fillers)):
+    fillers = min(fillers, len(form.fillers))
+    for at, filler in enumerate(draw.sample(form.fillers, fillers)):
         sentences.insert(at * (FACTS + fillers) // fillers, filler)
-    return Source(
-        f"{number:04d}", " ".join(sentences), tuple(item for _, item in facts), _shared_out(sentences, senders)
-    )
+    text = f"{form.before}{form.between.join(sentences)}{form.after}"
+    return Source(f"{number:04d}", text, tuple(item for _, item in facts), _shared_out(sentences, senders))
 
 
-def _pool(fillers: int) -> Sequence[str]:
-    """Return sentences to draw so many fillers from; a few come from the first ones, as ever."""
+def _prose(fillers: int) -> Form:
+    """Return how facts are stated unless something else is said; a few fillers come from the first ones, as ever."""
     further = (f"{opening} {remark}." for opening in OPENINGS for remark in REMARKS)
-    return FILLERS if fillers <= len(FILLERS) else (*FILLERS, *further)
+    pool = FILLERS if fillers <= len(FILLERS) else (*FILLERS, *further)
+    return Form(tuple(kind.statement for kind in KINDS), fillers=pool)
 
 
 def _shared_out(sentences: Sequence[str], senders: int) -> tuple[str, ...]:
