@@ -33,12 +33,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md docs/claims.md
+	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md docs/claims.md docs/ranking.md
 	$(BIN)/python docs/generated.py --check
 	$(BIN)/mkdocs build --quiet --strict
 
 docs: setup
-	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md docs/claims.md
+	$(BIN)/cog -I docs -r README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md docs/claims.md docs/ranking.md
 	$(BIN)/python docs/generated.py
 
 site: setup
