@@ -307,3 +307,17 @@ def test_a_form_that_there_is_not_or_cannot_be_shared_out_is_refused() -> None:
         build_task("private-facts:form=verse")
     with pytest.raises(UsageError, match="cannot be shared out"):
         build_task("private-facts:form=list@2")
+
+
+def test_two_senders_contradict_each_other_in_every_fact() -> None:
+    first, second = (build_task(f"conflict:says={who}").sources(24, 3) for who in ("first", "second"))
+    for one, other in zip(first, second, strict=True):
+        assert (one.text, one.parts, len(one.parts)) == (other.text, other.parts, 2)
+        for item, same in zip(one.items, other.items, strict=True):
+            assert (item.id, item.question, item.options) == (same.id, same.question, same.options)
+            assert item.gold != same.gold
+            assert f"{item.stem} {item.gold}." in one.parts[0]
+            assert f"{item.stem} {same.gold}." in one.parts[1]
+            assert f"{item.stem} {same.gold}." not in one.parts[0]
+    with pytest.raises(UsageError, match="no sender 'third'"):
+        build_task("conflict:says=third")

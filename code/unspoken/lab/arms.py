@@ -14,7 +14,7 @@ from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readin
 from unspoken.channels.text import Text, TextAsked, read_tokens
 from unspoken.engines.protocol import Piece, Prompt
 from unspoken.errors import UsageError
-from unspoken.lab import fused_arms, relay
+from unspoken.lab import fused_arms, parts, relay
 from unspoken.lab.tasks.protocol import cluster_of, state_of
 from unspoken.registry import Registry
 from unspoken.transforms import Transform
@@ -151,6 +151,8 @@ def build_arm(name: str) -> Arm:
         return fused_arms.build_control(name)
     if relay.is_relay(name):
         return relay.build_relay(name)
+    if parts.is_parts(name):
+        return parts.build_parts(name)
     return ChannelArm(build_channel(name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unspoken.channels.names import parse_channel
 from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.errors import UsageError
+from unspoken.lab.parts import is_parts, parted
 from unspoken.lab.relay import is_relay, relayed
 
 RECEIVED = {
@@ -65,6 +66,8 @@ def received(arm: str) -> str:
     if is_relay(arm):
         hops = arm.partition(":")[0].partition("@")[2]
         return f"{received(relayed(arm))}, handed on from agent to agent {hops} times"
+    if is_parts(arm):
+        return "; ".join(f"part {at}: {received(each)}" for at, each in enumerate(parted(arm), start=1))
     unknown = f"what the channel '{arm.partition('+')[0]}' hands over"
     try:
         name, options = parse_channel(arm)

@@ -24,6 +24,7 @@ TASKS = Registry(
         "reading": "unspoken.lab.tasks.reading:ReadingComprehension",
         "countries": "unspoken.lab.tasks.countries:Countries",
         "character": "unspoken.lab.tasks.character:CharacterTask",
+        "conflict": "unspoken.lab.tasks.conflict:Conflict",
         "unsaid": "unspoken.lab.tasks.unsaid:Unsaid",
         "tipsheets": "unspoken.lab.tasks.tipsheets:TipSheets",
         "described": "unspoken.lab.tasks.described:DescribedTask",
