@@ -33,7 +33,9 @@ def main() -> None:
         model = get_model("unspoken/smollm2-135m", channel=channel)
         with tempfile.TemporaryDirectory() as logs:
             (log,) = eval(Task(dataset=samples, scorer=includes()), model=model, log_dir=logs, display="none")
-        right, moved = log.results.scores[0].metrics["accuracy"].value, log.samples[0].output.metadata["bytes_moved"]
+            # Samples are read from the log when they are asked for.
+            moved = log.samples[0].output.metadata["bytes_moved"]
+        right = log.results.scores[0].metrics["accuracy"].value
         print(f"{channel:<6} {right:.0%} right, {moved:,} bytes moved for one answer")
 
 

@@ -19,6 +19,8 @@ from unspoken.errors import UsageError
 from unspoken.lab.arms import CONTROLS, DEFAULT_ARMS, NEUTRAL, ChannelArm, build_arm, derangement, in_running_order
 from unspoken.session import Agent
 
+# Of twins, whose ids have a stroke, tests are in test_twins.py.
+NAMES = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=4)
 SOURCE = "The old mill is run by Anna. The new mill is run by Bob. It was a calm week in the district."
 DONOR = "The old mill is run by Carl. The new mill is run by Dora. It was a busy week in the city."
 QUESTION = "Who runs the new mill?"
@@ -135,7 +137,7 @@ def test_a_long_source_gets_the_neutral_text_repeated(fake: FakeEngine, receiver
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 500), min_size=2, max_size=40))
+@given(st.dictionaries(NAMES, st.integers(1, 500), min_size=2, max_size=40))
 def test_no_source_keeps_its_own_columns_and_each_is_given_once(lengths: dict[str, int]) -> None:
     pairs = derangement(lengths)
     assert pairs.keys() == lengths.keys() == set(pairs.values())
@@ -143,7 +145,7 @@ def test_no_source_keeps_its_own_columns_and_each_is_given_once(lengths: dict[st
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 500), min_size=2, max_size=40))
+@given(st.dictionaries(NAMES, st.integers(1, 500), min_size=2, max_size=40))
 def test_donors_are_of_nearly_the_same_length(lengths: dict[str, int]) -> None:
     order = sorted(lengths.values())
     steps = sorted(lengths[donor] - lengths[source] for source, donor in derangement(lengths).items())

@@ -111,12 +111,13 @@ def twin_id(words: str, state: str) -> str:
 
 def words_of(source: str) -> str:
     """Return what twins have in common: the id of the words."""
-    return source.partition("/")[0]
+    return source.rpartition("/")[0] if state_of(source) else source
 
 
 def state_of(source: str) -> str:
     """Return which state of mind a source is read in; empty where there is one only."""
-    return source.partition("/")[2]
+    state = source.rpartition("/")[2]
+    return state if state in STATES and "/" in source else ""
 
 
 def cluster_of(source: str) -> str:
