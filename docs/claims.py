@@ -34,6 +34,8 @@ def claims_short_table() -> str:
 
 def claims_paragraph() -> str:
     """Return what the newest `claims` came to, in words for everybody."""
+    from unspoken.lab.verdict import listed
+
     found = [(key, of, claim) for key, of, claims in _cells() for claim in claims if _tells(of)]
     silent = [key for key, of, _ in _cells() if not _tells(of)]
     parts = [
@@ -44,7 +46,7 @@ def claims_paragraph() -> str:
     ]
     if silent:
         parts.append(
-            f"Nothing can be said of {_listed(silent)}: the right cache does no better there than another text's."
+            f"Nothing can be said of {listed(silent)}: the right cache does no better there than another text's."
         )
     return " ".join(parts)
 
@@ -57,17 +59,19 @@ _KINDS = {
 
 
 def _lines(arms: tuple[str, ...] | None) -> list[str]:
+    from unspoken.lab.tables import bracket, points
+
     lines = [
         "| task, model, engine | questions | content gain, points | text arm | `kv` minus text, points | 8 or more? "
         "| time of text / time of `kv` | 2 or more? |",
         "|---|---:|---:|---|---:|---|---:|---|",
     ]
     for key, of, claims in _cells():
-        gain = of["content_gain"]
+        worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
         for claim in claims:
             if arms is None or claim.arm in arms:
                 lines.append(
-                    f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {_points(gain)} | `{claim.arm}` "
+                    f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {worth} | `{claim.arm}` "
                     f"| {claim.accuracy_text.replace(' points', '')} | {STANDS[claim.accuracy]} "
                     f"| {claim.speed_text.replace(' times', '')} | {STANDS[claim.speed]} |"
                 )
@@ -108,16 +112,10 @@ def _whole(asked: list[Any]) -> str:
 
 
 def _standings(counts: Counter[str]) -> str:
+    from unspoken.lab.verdict import listed
+
     parts = [f"{said} in {counts[standing]}" for standing, said in SAID.items() if counts[standing]]
-    return _listed(parts) if parts else "was not tested"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _points(interval: dict[str, Any]) -> str:
-    return f"{100 * interval['mean']:+.1f} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+    return listed(parts) if parts else "was not tested"
 
 
 def _run() -> str:

@@ -32,7 +32,7 @@ class Way(NamedTuple):
 def ranking_table(task: str) -> str:
     """Return the ways that were run on a task, the most content first; p-values are adjusted over the whole table."""
     from unspoken.lab.statistics import holm
-    from unspoken.lab.tables import probability, size
+    from unspoken.lab.tables import bracket, points, probability, size
     from unspoken.lab.tables import seconds as shown_seconds
 
     best: dict[str, Way] = {}
@@ -46,7 +46,7 @@ def ranking_table(task: str) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for way in sorted(best.values(), key=lambda each: -each.gain["mean"]):
-        gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * way.gain[end] for end in ("mean", "low", "high")))
+        gain = f"{points(way.gain['mean'])}{bracket(way.gain, points)}"
         share = "-" if way.share is None else f"{100 * way.share:.0f}"
         lines.append(
             f"| `{way.arm}` | {way.questions} | {gain} | {probability(adjusted[way.arm])} | {share} "

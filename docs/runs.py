@@ -44,11 +44,8 @@ def _newest_begun(experiment: str) -> tuple[Path, dict[str, Any]] | None:
 
     for path in sorted((ROOT / "results" / experiment).glob("*/cells"), reverse=True):
         sweep = open_sweep(path.parent)
-        cells = () if sweep is None else sweep.sweep.cells
-        done = {cell.key: sweep.cell(cell) / "metrics.json" for cell in cells if sweep and sweep.finished(cell)}
-        if done:
-            metrics = {key: json.loads(file.read_text(encoding="utf-8")) for key, file in done.items()}
-            return path.parent, {"cells": metrics, "unfinished": [cell.key for cell in cells if cell.key not in done]}
+        if sweep is not None and (found := sweep.found()):
+            return path.parent, {"cells": found, "unfinished": list(sweep.unfinished())}
     return None
 
 

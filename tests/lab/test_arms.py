@@ -170,6 +170,6 @@ def test_any_channel_is_an_arm(deliver: Callable[..., Delivery]) -> None:
 
 def test_the_skyline_runs_first_and_longer_messages_before_shorter_ones() -> None:
     names = ("none", "text@16", "text-asked@32", "kv", "text", "full-text", "text@128", "text-asked")
-    assert in_running_order(names, "full-text") == (
+    assert in_running_order({name: build_arm(name) for name in names}, "full-text") == (
         "full-text", "text", "text-asked", "text@128", "text-asked@32", "text@16", "none", "kv",
     )  # fmt: skip

@@ -70,12 +70,23 @@ def test_parts_by_one_way_are_that_way(parts: str, whole: str, tiny_engine: Call
         ("parts:kv", "fewer than two channels"),
         ("parts", "fewer than two channels"),
         ("parts:kv,telepathy", "telepathy"),
-        ("parts:text-asked,kv", "'text-asked' in 'parts:text-asked,kv' needs the question"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(name: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         build_arm(name)
+
+
+def test_a_part_may_be_written_for_the_question_if_nothing_stands_behind_it(fake: FakeEngine) -> None:
+    senders, receiver = [Agent("lyra", fake), Agent("cc", fake)], Agent("vera", fake)
+    readings = tuple(sender.read(text) for sender, text in zip(senders, READ, strict=True))
+    requests = [Request(readings, each) for each in QUESTIONS]
+    made = build_arm("parts:kv,text-asked").deliver(requests, receiver, no_donor)
+    assert made[0] is not made[1]
+    assert made[1].message == "The new mill is run by Bob."
+    assert receiver.answer(QUESTIONS[1:], made[1:], Limits())[0].text == "Bob"
+    with pytest.raises(UsageError, match="Nothing can stand behind what 'text-asked' hands over"):
+        build_arm("parts:text-asked,kv").deliver(requests, receiver, no_donor)
 
 
 def test_as_many_channels_as_parts_are_needed(fake: FakeEngine) -> None:

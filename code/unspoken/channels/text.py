@@ -73,12 +73,12 @@ class Text:
     name: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
-        count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+        _cap(self.name, self.amount)
 
     @property
     def limit(self) -> int:
         """Most tokens of the message."""
-        return count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+        return _cap(self.name, self.amount)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Write one message per reading, all in one batch; the receiver reads those about one question in order."""
@@ -102,12 +102,12 @@ class TextAsked:
     name: ClassVar[str] = "text-asked"
 
     def __post_init__(self) -> None:
-        count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+        _cap(self.name, self.amount)
 
     @property
     def limit(self) -> int:
         """Most tokens of the message."""
-        return count(self.name, self.amount, UNCAPPED_TOKENS, least=1)
+        return _cap(self.name, self.amount)
 
     def send(self, requests: Sequence[Request], receiver: Party) -> tuple[Delivery, ...]:
         """Write messages for each question, all in one batch; the receiver reads them with the question."""
@@ -169,6 +169,10 @@ def read_tokens(
         peak_rss_bytes=peak_rss_bytes(),
         past=past,
     )
+
+
+def _cap(name: str, amount: int | str | None) -> int:
+    return count(name, amount, UNCAPPED_TOKENS, least=1)
 
 
 def _reading(readings: Readings) -> float:

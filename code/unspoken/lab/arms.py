@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -139,7 +139,7 @@ def needs_donor(name: str) -> bool:
 
 
 def build_arm(name: str) -> Arm:
-    """Return the arm of a name: a control, any channel with its options, or one over several hops.
+    """Return the arm of a name: a control, a channel with its options, one over several hops, or parts by several.
 
     Raises:
         UsageError: If there is none.
@@ -156,18 +156,18 @@ def build_arm(name: str) -> Arm:
     return ChannelArm(build_channel(name))
 
 
-def in_running_order(names: Sequence[str], first: str) -> tuple[str, ...]:
-    """Return arms in the order in which a batch goes through them.
+def in_running_order(arms: Mapping[str, Arm], first: str) -> tuple[str, ...]:
+    """Return arms' names in the order in which a batch goes through them.
 
     One arm comes first, and longer messages before shorter ones, which are their beginnings and cost nothing then.
     """
 
     def place(name: str) -> tuple[bool, int]:
-        arm = build_arm(name)
+        arm = arms[name]
         channel = arm.channel if isinstance(arm, ChannelArm) else None
         return name != first, -channel.limit if isinstance(channel, Text | TextAsked) else 0
 
-    return tuple(sorted(names, key=place))
+    return tuple(sorted(arms, key=place))
 
 
 def derangement(lengths: dict[str, int]) -> dict[str, str]:

@@ -74,12 +74,10 @@ def _begun(bare: Entry, path: Path, results: Path) -> list[Entry]:
     sweep = open_sweep(path)
     if sweep is None:
         return [bare]
-    done = [cell for cell in sweep.sweep.cells if sweep.finished(cell)]
-    entries = [
-        _entry(bare, sweep.cell(cell), results, cell.key, json.loads((sweep.cell(cell) / "metrics.json").read_bytes()))
-        for cell in done
-    ]
-    return [*entries, msgspec.structs.replace(bare, told=f"{len(done)} of {len(sweep.sweep.cells)} cells are finished")]
+    found, cells = sweep.found(), {cell.key: sweep.cell(cell) for cell in sweep.sweep.cells}
+    told = f"{len(found)} of {len(cells)} cells are finished"
+    entries = [_entry(bare, cells[key], results, key, of) for key, of in found.items()]
+    return [*entries, msgspec.structs.replace(bare, told=told)]
 
 
 def _entry(bare: Entry, path: Path, results: Path, key: str, of: Mapping[str, Any]) -> Entry:

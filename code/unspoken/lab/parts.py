@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from unspoken.cache import KVCache
 from unspoken.channels.names import build_channel
-from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Readings, Request, once_per_source
+from unspoken.channels.protocol import Channel, Delivery, Party, Reading, Request
 from unspoken.engines.protocol import Engine, Frame
 from unspoken.errors import UsageError
 
@@ -44,23 +44,19 @@ class Parts:
         Raises:
             UsageError: If there are more or fewer parts than channels, or one leaves nothing to go on from.
         """
-        return once_per_source(requests, lambda sources: [self._one(readings, receiver) for readings in sources])
-
-    def _one(self, readings: Readings, receiver: Party) -> Delivery:
-        if len(readings) != len(self.channels):
-            raise UsageError(
-                f"The arm '{self.name}' names {len(self.channels)} channels, and the source has {len(readings)} parts.",
-                "Name one for each part: parts:kv,full-text.",
-            )
-        made: Delivery | None = None
-        for channel, reading in zip(self.channels, readings, strict=True):
-            onto = receiver if made is None else _grown(receiver, made)
-            # The question is not known here: channels that ask for it get none.
-            (next_one,) = channel.send([Request((reading,), "")], onto)
-            made = next_one if made is None else _after(made, next_one)
-        if made is None:
-            raise UsageError(f"The arm '{self.name}' has no parts.", "Name one channel for each part.")
-        return replace(made, channel=self.name)
+        for request in requests:
+            if len(request.readings) != len(self.channels):
+                raise UsageError(
+                    f"The arm '{self.name}' names {len(self.channels)} channels, and the source has "
+                    f"{len(request.readings)} parts.",
+                    "Name one for each part: parts:kv,full-text.",
+                )
+        first, *others = self.channels
+        made = first.send([_part(request, 0) for request in requests], receiver)
+        for at, channel in enumerate(others, start=1):
+            made = _behind(channel, [_part(request, at) for request in requests], made, receiver)
+        found = {id(each): replace(each, channel=self.name) for each in made}
+        return tuple(found[id(each)] for each in made)
 
 
 def is_parts(name: str) -> bool:
@@ -77,15 +73,32 @@ def build_parts(name: str) -> Parts:
     """Return the arm of a name such as `parts:kv,full-text`.
 
     Raises:
-        UsageError: If it names fewer than two channels, one that there is not, or one that needs the question.
+        UsageError: If it names fewer than two channels, or one that there is not.
     """
     names = parted(name)
     if len(names) < 2:
         raise UsageError(f"The arm '{name}' names fewer than two channels.", "Write parts:kv,full-text.")
-    for each in names:
-        if each.startswith(("text-asked", "need")):
-            raise UsageError(f"The channel '{each}' in '{name}' needs the question.", "Use kv, text or full-text.")
     return Parts(name, tuple(map(build_channel, names)))
+
+
+def _part(request: Request, at: int) -> Request:
+    return Request((request.readings[at],), request.question)
+
+
+def _behind(
+    channel: Channel, requests: Sequence[Request], before: Sequence[Delivery], receiver: Party
+) -> tuple[Delivery, ...]:
+    """Hand a part over behind what came before; questions that shared that share this, if the channel lets them."""
+    places: dict[int, list[int]] = {}
+    for at, each in enumerate(before):
+        places.setdefault(id(each), []).append(at)
+    found: dict[int, Delivery] = {}
+    for some in places.values():
+        earlier = before[some[0]]
+        made = channel.send([requests[at] for at in some], _grown(receiver, earlier))
+        priced = {id(each): _after(earlier, each) for each in made}
+        found.update((at, priced[id(each)]) for at, each in zip(some, made, strict=True))
+    return tuple(found[at] for at in range(len(requests)))
 
 
 def _grown(receiver: Party, made: Delivery) -> Grown:

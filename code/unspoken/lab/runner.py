@@ -170,7 +170,7 @@ class Runner:
 
     def batches(self) -> tuple[Batch, ...]:
         """Return everything there is to run, in the order in which it is: the items, then some for the time columns."""
-        arms = in_running_order(tuple(self._arms), SKYLINE)
+        arms = in_running_order(self._arms, SKYLINE)
         size, timed = self.experiment.batch_sources, self.experiment.timed_items
         together = (self._order[at : at + size] for at in range(0, len(self._order), size))
         single = self._order[:: max(1, len(self._order) // max(1, timed))][:timed]

@@ -82,6 +82,19 @@ class SweepFolder:
         """Tell whether a cell has its metrics."""
         return (self.cell(cell) / "metrics.json").exists()
 
+    def found(self) -> dict[str, Any]:
+        """Return what `metrics.json` of each finished cell holds, by the cell's key.
+
+        Raises:
+            OSError: If one cannot be read.
+            ValueError: If one is damaged.
+        """
+        return {cell.key: _metrics(self.cell(cell)) for cell in self.sweep.cells if self.finished(cell)}
+
+    def unfinished(self) -> tuple[str, ...]:
+        """Return the keys of the cells that are not finished."""
+        return tuple(cell.key for cell in self.sweep.cells if not self.finished(cell))
+
     def lock(self, name: str) -> FileLock:
         """Return a lock that this process does not hold yet; a killed one gives its locks back.
 
@@ -167,9 +180,8 @@ def pilot(sweep: Sweep) -> tuple[Sweep, tuple[str, ...]]:
 
 def close_sweep(folder: SweepFolder) -> SweepStudy:
     """Write metrics and report of a sweep whose cells are all finished; tell which are not."""
-    metrics = {cell.key: _metrics(folder.cell(cell)) for cell in folder.sweep.cells if folder.finished(cell)}
-    left = tuple(cell.key for cell in folder.sweep.cells if not folder.finished(cell))
-    found = {"experiment": folder.sweep.name, "cells": metrics}
+    left = folder.unfinished()
+    found = {"experiment": folder.sweep.name, "cells": folder.found()}
     if not left:
         with record.writable(folder.path), folder.lock("finish"):
             record.write(folder.path / "report.html", render_sweep(folder.sweep, found, _env(folder.path)).encode())

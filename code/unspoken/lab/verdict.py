@@ -206,11 +206,12 @@ def _grouped(standings: Sequence[tuple[Standing, str]]) -> str:
     for standing, verb in words.items():
         against = [text for each, text in standings if each == standing]
         if against:
-            parts.append(f"{verb} against {_listed(against)}")
+            parts.append(f"{verb} against {listed(against)}")
     return "; it ".join(parts)
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: 'a, b and c'."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 

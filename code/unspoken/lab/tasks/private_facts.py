@@ -113,7 +113,6 @@ class PrivateFacts:
     Args:
         amount: Senders the sentences of a source are shared out among, in order; by default one reads them all.
         fillers: Sentences that say nothing, evenly between the facts: about nine tokens each.
-
         form: How the facts are stated: in `prose`, or as `unspoken.lab.tasks.forms` has it. Questions and options are
             the same.
 
