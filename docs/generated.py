@@ -12,6 +12,7 @@ from typing import Any
 
 import claims
 import scaling
+import studies
 from runs import ROOT, link, newest, newest_sweep
 from sweeps import FRONTIER
 
@@ -256,6 +257,7 @@ def main() -> None:
         FRONTIER: frontier_figure(),
         scaling.FIGURE: scaling.figure(),
         claims.FIGURE: claims.claims_figure(),
+        studies.CURVES: studies.curves_figure(),
     }
     for path, drawn in made.items():
         if drawn is None:

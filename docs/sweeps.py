@@ -212,24 +212,3 @@ def _costs(metrics: dict[str, Any]) -> str:
         texts = again | {key: cell.text for key, cell in row.cells.items()}
         lines.append(f"| {row.arm} | {' | '.join(texts[key].strip() for key in shown)} |")
     return "\n".join([*lines, ""])
-
-
-def unsaid_table() -> str:
-    """Return how often states of mind were told apart in the newest `unsaid`, a line for each cell."""
-    from unspoken.lab.tables import bracket, percent, points, rate
-
-    run = newest_sweep("unsaid")
-    if run is None:
-        return "No run of `unsaid` is committed yet."
-    folder, metrics = run
-    arms = ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged")
-    lines = [f"| what is not said | pairs | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points |"]
-    lines.append(f"|---|---:|{'---:|' * (len(arms) + 1)}")
-    for key, of in metrics["cells"].items():
-        told = [f"{percent(rate(of['arms'][arm])['mean'])}{bracket(rate(of['arms'][arm]), percent)}" for arm in arms]
-        gain = of["content_gain"]
-        lines.append(
-            f"| {key.partition('/')[0].partition(':')[2]} | {of['items']}{' (pilot)' if of['pilot'] else ''} "
-            f"| {' | '.join(told)} | {points(gain['mean'])}{bracket(gain, percent)} |"
-        )
-    return "\n".join([*lines, "", f"Run: {link(folder)}{unfinished(metrics)}."])

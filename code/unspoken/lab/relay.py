@@ -62,6 +62,13 @@ def relayed(name: str) -> str:
     return name.partition(":")[2]
 
 
+def hops_of(name: str) -> tuple[int, str]:
+    """Return over how many hops an arm hands on, and by which channel: one, where it is no relay."""
+    if not is_relay(name):
+        return 1, name
+    return int(name.partition(":")[0].partition("@")[2]), relayed(name)
+
+
 def build_relay(name: str) -> Relay:
     """Return the arm of a name such as `relay@3:text@32`.
 

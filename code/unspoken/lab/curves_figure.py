@@ -1,0 +1,136 @@
+"""Curves: what hops and the length of the text do to each arm, for a sweep that varies them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from unspoken.lab.drawing import COLOURS, FAINT, INK, sheet, style, svg
+from unspoken.lab.relay import hops_of
+from unspoken.lab.tables import family, rate
+
+WIDTH, HEIGHT = 400, 360
+# Lines that lie on each other are told apart by shape and dash, beside their colour.
+MARKS = ("o", "^", "s", "D", "v", "P", "X", "<")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 2, 1, 2)))
+LENGTH, SUBJECT, READING = "fillers=", "kv", "full-text"
+
+Line = list[tuple[float, Mapping[str, Any]]]
+
+
+class Panel(NamedTuple):
+    """One pair of axes: lines by arm, and what the axes are."""
+
+    lines: Mapping[str, Line]
+    across: str
+    up: str
+    scale: float
+
+
+def hop_lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
+    """Return for each channel that is handed on over several hops its score by the number of hops.
+
+    Args:
+        cells: For each cell's name what its `metrics.json` holds.
+    """
+    lines: dict[str, Line] = {}
+    for of in cells.values():
+        handed_on = {hops_of(arm)[1] for arm in of["arms"] if hops_of(arm)[0] > 1}
+        for arm, each in of["arms"].items():
+            hops, channel = hops_of(arm)
+            if channel in handed_on:
+                lines.setdefault(channel, []).append((hops, rate(each)))
+    return {channel: sorted(line, key=lambda at: at[0]) for channel, line in lines.items()}
+
+
+def length_cells(cells: Mapping[str, Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:
+    """Return the cells whose task sets the text's length, by the columns that `kv` brings along."""
+    found = [(of["arms"][SUBJECT]["tokens_skipped"], of) for of in cells.values() if _sets_length(of)]
+    return sorted(found, key=lambda each: each[0])
+
+
+def receiver_seconds(arm: Mapping[str, Any]) -> float | None:
+    """Return the receiver's mean seconds to its first token, once the sender is ready; None if none were timed."""
+    seconds = arm["seconds"]
+    if seconds["total"] is None:
+        return None
+    return float(seconds["total"] - seconds["answer"] - seconds["capture"])
+
+
+def has_curves(cells: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether a sweep varies hops or the length of the text."""
+    return bool(_panels(cells))
+
+
+def curves_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw score by hops, score by length and time by length, as far as a sweep has them, with 95 % intervals.
+
+    Args:
+        cells: For each cell's name what its `metrics.json` holds.
+    """
+    panels = _panels(cells)
+    with style():
+        figure = sheet(WIDTH * len(panels), HEIGHT, layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw(axes, panel)
+        return svg(figure, "curves")
+
+
+def _sets_length(of: Mapping[str, Any]) -> bool:
+    return LENGTH in of["task"]["name"] and SUBJECT in of["arms"]
+
+
+def _panels(cells: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    hops, lengths = hop_lines(cells), length_cells(cells)
+    score = "score, % [95 % interval]"
+    panels = []
+    if hops:
+        panels.append(Panel(hops, "hops", score, 100.0))
+    if len(lengths) > 1:
+        panels.append(Panel(_scores(lengths), "columns of the text", score, 100.0))
+        panels.append(Panel(_times(lengths), "columns of the text", "times as long as kv takes", 1.0))
+    return panels
+
+
+def _scores(lengths: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Line]:
+    arms = dict.fromkeys(arm for _, of in lengths for arm in of["arms"])
+    return {arm: [(x, rate(of["arms"][arm])) for x, of in lengths if arm in of["arms"]] for arm in arms}
+
+
+def _times(lengths: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Line]:
+    """Return how many times as long as `kv` text takes end to end, and reading for the receiver alone."""
+    lines: dict[str, Line] = {}
+    for x, of in lengths:
+        for arm, claim in of["claims"].items():
+            lines.setdefault(f"{arm}, end to end", []).append((x, claim["time_ratio"]))
+        reading, taking_in = (receiver_seconds(of["arms"][arm]) for arm in (READING, SUBJECT))
+        if reading is not None and taking_in:
+            lines.setdefault("reading, the receiver's part", []).append((x, {"mean": reading / taking_in}))
+    return lines
+
+
+def _draw(axes: Any, panel: Panel) -> None:
+    for at, (name, line) in enumerate(panel.lines.items()):
+        points = [(x, panel.scale * of["mean"]) for x, of in line if of.get("mean") is not None]
+        colour = INK if name.startswith("reading") or name == READING else COLOURS[family(name.partition(",")[0])]
+        look = {"color": colour, "marker": MARKS[at % len(MARKS)], "linestyle": DASHES[at % len(DASHES)]}
+        axes.plot([x for x, _ in points], [y for _, y in points], markersize=5, linewidth=1.3, label=name, **look)
+        for x, of in line:
+            if of.get("low") is not None and of.get("high") is not None:
+                ends = [panel.scale * of[end] for end in ("low", "high")]
+                axes.plot([x, x], ends, color=colour, linewidth=1.6, alpha=0.3, zorder=1)
+    places = sorted({x for line in panel.lines.values() for x, _ in line})
+    if places[-1] > 16 * places[0] or panel.scale == 1.0:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+    axes.minorticks_off()
+    if panel.scale == 1.0:
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.axhline(1, color=INK, linewidth=0.8)
+    else:
+        axes.set_ylim(0, 100)
+    axes.set_xlabel(panel.across)
+    axes.set_title(panel.up, fontsize=9, loc="left")
+    axes.grid(axis="y", color=FAINT)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, ncols=2)
