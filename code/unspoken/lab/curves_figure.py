@@ -39,7 +39,7 @@ def hop_lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
         for arm, each in of["arms"].items():
             hops, channel = hops_of(arm)
             if channel in handed_on:
-                lines.setdefault(channel, []).append((hops, rate(each)))
+                lines.setdefault(channel, []).append((float(hops), rate(each)))
     return {channel: sorted(line, key=lambda at: at[0]) for channel, line in lines.items()}
 
 
