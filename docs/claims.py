@@ -24,12 +24,28 @@ def claims_figure() -> str | None:
 
 def claims_table() -> str:
     """Return the claim against every text arm in every cell of the newest `claims`."""
-    return "\n".join([*_lines(None), "", from_docs(_run())])
+    return "\n".join([*_lines(), "", from_docs(_run())])
 
 
 def claims_short_table() -> str:
     """Return the claim against three kinds of text: short, of any length, and written for the question."""
-    return "\n".join([*_lines((SHORT, UNCAPPED, ASKED)), "", _run()])
+    from unspoken.lab.tables import bracket, points
+
+    arms = (SHORT, UNCAPPED, ASKED)
+    against = " | ".join(f"against `{arm}`" for arm in arms)
+    lines = [
+        f"| task, model, engine | questions | content gain, points | {against} |",
+        "|---|---:|---:|---|---|---|",
+    ]
+    for key, of, claims in _cells():
+        told = {
+            each.arm: f"{each.accuracy_text}: {STANDS[each.accuracy]}; {each.speed_text}: {STANDS[each.speed]}"
+            for each in claims
+        }
+        worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
+        asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+        lines.append(f"| {key} | {asked} | {worth} | {' | '.join(told.get(arm, '-') for arm in arms)} |")
+    return "\n".join([*lines, "", _run()])
 
 
 def claims_paragraph() -> str:
@@ -58,7 +74,7 @@ _KINDS = {
 }
 
 
-def _lines(arms: tuple[str, ...] | None) -> list[str]:
+def _lines() -> list[str]:
     from unspoken.lab.tables import bracket, points
 
     lines = [
@@ -69,12 +85,11 @@ def _lines(arms: tuple[str, ...] | None) -> list[str]:
     for key, of, claims in _cells():
         worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
         for claim in claims:
-            if arms is None or claim.arm in arms:
-                lines.append(
-                    f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {worth} | `{claim.arm}` "
-                    f"| {claim.accuracy_text.replace(' points', '')} | {STANDS[claim.accuracy]} "
-                    f"| {claim.speed_text.replace(' times', '')} | {STANDS[claim.speed]} |"
-                )
+            lines.append(
+                f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {worth} | `{claim.arm}` "
+                f"| {claim.accuracy_text.replace(' points', '')} | {STANDS[claim.accuracy]} "
+                f"| {claim.speed_text.replace(' times', '')} | {STANDS[claim.speed]} |"
+            )
     return lines
 
 

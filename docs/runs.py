@@ -33,6 +33,14 @@ def newest_sweep(experiment: str) -> tuple[Path, dict[str, Any]] | None:
     return finished or _newest_begun(experiment)
 
 
+def committed_sweep(experiment: str) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and metrics of the newest sweep of a name, of which some cell has to be committed."""
+    run = newest_sweep(experiment)
+    if run is None:
+        raise SystemExit(f"There is no committed run of {experiment} in results/.")
+    return run
+
+
 def unfinished(metrics: dict[str, Any]) -> str:
     """Return which cells of a sweep are not finished, as the end of a sentence; nothing if all are."""
     left = metrics.get("unfinished")

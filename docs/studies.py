@@ -4,83 +4,84 @@ from __future__ import annotations
 
 from typing import Any
 
-from runs import ROOT, link, newest_sweep, unfinished
+from runs import ROOT, committed_sweep, link, unfinished
 
 CURVES = ROOT / "docs" / "figures" / "curves.svg"
 HOPS = (1, 2, 3, 5)
+TOLD = ("none", "full-text", "text-asked@32", "kv", "kv-deranged")
 
 
-def curves_figure() -> str | None:
-    """Return the figure of the newest `curves`; None if no cell of it is finished."""
+def curves_figure() -> str:
+    """Return the figure of the newest `curves`."""
     from unspoken.lab.curves_figure import curves_figure as draw
 
-    run = newest_sweep("curves")
-    return None if run is None else draw(run[1]["cells"])
+    return draw(committed_sweep("curves")[1]["cells"])
 
 
 def hops_table() -> str:
     """Return what is left after so many hops, a line for each channel, and what came of the controls."""
     from unspoken.lab.curves_figure import hop_lines
-    from unspoken.lab.tables import bracket, percent
 
-    run = newest_sweep("curves")
-    if run is None:
-        return "No run of `curves` is committed yet."
-    folder, metrics = run
+    folder, metrics = committed_sweep("curves")
     lines = [f"| handed on by, hops | {' | '.join(f'after {hops}, %' for hops in HOPS)} |"]
     lines.append(f"|---|{'---:|' * len(HOPS)}")
     for channel, line in hop_lines(metrics["cells"]).items():
-        scores = {hops: f"{percent(of['mean'])}{bracket(of, percent)}" for hops, of in line}
+        scores = {hops: _interval(of) for hops, of in line}
         lines.append(f"| `{channel}` | {' | '.join(scores.get(hops, '-') for hops in HOPS)} |")
     of = next(of for key, of in metrics["cells"].items() if key.endswith("hops"))
     beside = ", ".join(f"`{arm}` {_score(of, arm)}" for arm in ("none", "full-text", "kv-deranged"))
-    return "\n".join([*lines, "", f"{_asked(of)}; beside them {beside}. Run: {link(folder)}{unfinished(metrics)}."])
+    return "\n".join([*lines, "", f"{_asked(of)}; beside them {beside}. {_run(folder, metrics)}"])
 
 
 def lengths_table() -> str:
     """Return score and time by the length of the text, a line for each length."""
     from unspoken.lab.curves_figure import length_cells, receiver_seconds
-    from unspoken.lab.tables import points
+    from unspoken.lab.tables import bracket, points
 
-    run = newest_sweep("curves")
-    if run is None:
-        return "No run of `curves` is committed yet."
-    folder, metrics = run
+    folder, metrics = committed_sweep("curves")
     arms = ("full-text", "kv", "kv+int4", "text@64", "text-asked@32", "kv-deranged")
     lines = [
         f"| columns | questions | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points "
-        "| time of `text@64` / `kv` | of `text-asked@32` / `kv` | receiver: reading / taking in |",
-        f"|---:|---:|{'---:|' * (len(arms) + 4)}",
+        "| time of `text@64` / `kv` | of `text-asked@32` / `kv` | of `full-text` / `kv` "
+        "| sender's reading in the time of `text@64`, % | receiver alone: `full-text` / `kv` |",
+        f"|---:|---:|{'---:|' * (len(arms) + 6)}",
     ]
     for columns, of in length_cells(metrics["cells"]):
-        reading, taking_in = (receiver_seconds(of["arms"][arm]) for arm in ("full-text", "kv"))
-        whole = [f"{of['claims'][arm]['time_ratio']['mean']:.1f}x" for arm in ("text@64", "text-asked@32")]
-        mine = "-" if reading is None or taking_in is None else f"{reading / taking_in:.1f}x"
-        worth = points(of["content_gain"]["mean"])
-        cells = [f"{columns:,.0f}", str(of["items"]), *(_score(of, arm) for arm in arms), worth, *whole, mine]
+        text, reading, kv = (of["arms"][arm] for arm in ("text@64", "full-text", "kv"))
+        gain = of["content_gain"]
+        cells = [
+            f"{columns:,.0f}",
+            f"{of['items']}",
+            *(_score(of, arm) for arm in arms),
+            points(gain["mean"]) + bracket(gain, points),
+            *(_times(of["claims"][arm]["time_ratio"]) for arm in ("text@64", "text-asked@32")),
+            f"{reading['seconds_total'] / kv['seconds_total']:.1f}",
+            f"{100 * text['seconds']['capture'] / text['seconds_total']:.0f}",
+            f"{(receiver_seconds(reading) or 0.0) / (receiver_seconds(kv) or 1.0):.1f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Pilots; times from two items run alone. Run: {link(folder)}{unfinished(metrics)}."])
+    return "\n".join([*lines, "", f"Pilots; times from two items run alone. {_run(folder, metrics)}"])
 
 
 def shifts_table() -> str:
     """Return what another layout or language than the question's leaves, a line for each cell."""
-    return _by_form("shifts", ("none", "full-text", "text-asked@32", "kv", "kv-deranged"), "")
+    return _told("shifts", TOLD)
 
 
 def models_table() -> str:
     """Return what columns are worth on each model and engine, on facts nobody can know, from the newest `claims`."""
-    return _by_form("claims", ("none", "full-text", "text-asked@32", "kv", "kv-deranged"), "private-facts/")
+    return _told("claims", TOLD, "private-facts/")
+
+
+def unsaid_table() -> str:
+    """Return how often states of mind were told apart in the newest `unsaid`, a line for each cell."""
+    return _told("unsaid", ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged"), counted="pairs")
 
 
 def conflict_table() -> str:
     """Return whom the receiver believes when two senders contradict each other, a line for each way to hand over."""
-    from unspoken.lab.tables import bracket, percent, rate
-
-    run = newest_sweep("conflict")
-    if run is None:
-        return "No run of `conflict` is committed yet."
-    folder, metrics = run
-    first, second = (_said(metrics["cells"], which) for which in ("first", "second"))
+    folder, metrics = committed_sweep("conflict")
+    first, second = (_said(metrics, which) for which in ("first", "second"))
     ways = {
         "full-text": "text, text",
         "kv": "cache, cache",
@@ -90,78 +91,60 @@ def conflict_table() -> str:
         "kv-deranged": "caches of other texts",
     }
     lines = ["| handed over | arm | the first's answer, % | the second's, % |", "|---|---|---:|---:|"]
-    for arm, way in ways.items():
-        told = [rate(of["arms"][arm]) for of in (first, second)]
-        shares = " | ".join(f"{percent(of['mean'])}{bracket(of, percent)}" for of in told)
-        lines.append(f"| {way} | `{arm}` | {shares} |")
-    return "\n".join([*lines, "", f"{_asked(first)}. Run: {link(folder)}{unfinished(metrics)}."])
+    lines += [f"| {way} | `{arm}` | {_score(first, arm)} | {_score(second, arm)} |" for arm, way in ways.items()]
+    return "\n".join([*lines, "", f"{_asked(first)}. {_run(folder, metrics)}"])
 
 
 def conflict_sentence() -> str:
     """Return how often the part that came as text was believed, over both orders."""
-    run = newest_sweep("conflict")
-    if run is None:
-        return "Whom a receiver believes was not asked yet."
-    first, second = (_said(run[1]["cells"], which) for which in ("first", "second"))
-    text = [second["arms"]["parts:kv,full-text"], first["arms"]["parts:full-text,kv"]]
-    cache = [first["arms"]["parts:kv,full-text"], second["arms"]["parts:full-text,kv"]]
-    shares = [sum(of["accuracy"] for of in each) / 2 for each in (text, cache)]
+    _, metrics = committed_sweep("conflict")
+    first, second = (_said(metrics, which)["arms"] for which in ("first", "second"))
+    text = (second["parts:kv,full-text"]["accuracy"] + first["parts:full-text,kv"]["accuracy"]) / 2
+    cache = (first["parts:kv,full-text"]["accuracy"] + second["parts:full-text,kv"]["accuracy"]) / 2
     return (
-        f"Over both orders the receiver gives the answer of the part that came as text {100 * shares[0]:.1f} % of the "
-        f"time, and of the part that came as a cache {100 * shares[1]:.1f} %."
+        f"Over both orders the receiver gives the answer of the part that came as text {100 * text:.1f} % of the time, "
+        f"and of the part that came as a cache {100 * cache:.1f} %."
     )
 
 
-def unsaid_table() -> str:
-    """Return how often states of mind were told apart in the newest `unsaid`, a line for each cell."""
-    from unspoken.lab.tables import bracket, percent, points
-
-    run = newest_sweep("unsaid")
-    if run is None:
-        return "No run of `unsaid` is committed yet."
-    folder, metrics = run
-    arms = ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged")
-    lines = [f"| what is not said | pairs | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points |"]
-    lines.append(f"|---|---:|{'---:|' * (len(arms) + 1)}")
-    for key, of in metrics["cells"].items():
-        told = [_score(of, arm) for arm in arms]
-        gain = of["content_gain"]
-        lines.append(
-            f"| {key.partition('/')[0].partition(':')[2]} | {of['items']}{' (pilot)' if of['pilot'] else ''} "
-            f"| {' | '.join(told)} | {points(gain['mean'])}{bracket(gain, percent)} |"
-        )
-    return "\n".join([*lines, "", f"Run: {link(folder)}{unfinished(metrics)}."])
-
-
-def _by_form(experiment: str, arms: tuple[str, ...], cells: str) -> str:
+def _told(experiment: str, arms: tuple[str, ...], cells: str = "", counted: str = "questions") -> str:
+    """Return score of some arms and content gain, a line for each cell whose name begins with a text."""
     from unspoken.lab.tables import bracket, points
 
-    run = newest_sweep(experiment)
-    if run is None:
-        return f"No run of `{experiment}` is committed yet."
-    folder, metrics = run
-    lines = [f"| cell | questions | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points |"]
+    folder, metrics = committed_sweep(experiment)
+    lines = [f"| cell | {counted} | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points |"]
     lines.append(f"|---|---:|{'---:|' * (len(arms) + 1)}")
     for key, of in metrics["cells"].items():
         if key.startswith(cells):
-            gain = of["content_gain"]
-            lines.append(
-                f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} "
-                f"| {' | '.join(_score(of, arm) for arm in arms)} | {points(gain['mean'])}{bracket(gain, points)} |"
-            )
-    return "\n".join([*lines, "", f"Run: {link(folder)}{unfinished(metrics)}."])
+            asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+            worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
+            lines.append(f"| {key} | {asked} | {' | '.join(_score(of, arm) for arm in arms)} | {worth} |")
+    return "\n".join([*lines, "", _run(folder, metrics)])
 
 
-def _said(cells: dict[str, Any], which: str) -> dict[str, Any]:
-    return next(of for key, of in cells.items() if f"says={which}" in key)
+def _said(metrics: dict[str, Any], which: str) -> dict[str, Any]:
+    return next(of for key, of in metrics["cells"].items() if f"says={which}" in key)
 
 
 def _score(of: dict[str, Any], arm: str) -> str:
-    from unspoken.lab.tables import bracket, percent, rate
+    from unspoken.lab.tables import rate
 
-    found = rate(of["arms"][arm])
-    return f"{percent(found['mean'])}{bracket(found, percent)}"
+    return _interval(rate(of["arms"][arm]))
+
+
+def _interval(of: Any) -> str:
+    from unspoken.lab.tables import bracket, percent
+
+    return f"{percent(of['mean'])}{bracket(of, percent)}"
+
+
+def _times(ratio: dict[str, Any]) -> str:
+    return f"{ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}]"
 
 
 def _asked(of: dict[str, Any]) -> str:
     return f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
+
+
+def _run(folder: Any, metrics: dict[str, Any]) -> str:
+    return f"Run: {link(folder)}{unfinished(metrics)}."

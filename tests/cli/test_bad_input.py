@@ -157,7 +157,7 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     ),
     "report of an unfinished sweep": (
         lambda made, into: ("report", _run_folder(into, config=b"name: s\nengine: fake\ncells: [{model: a}]\n")),
-        "is no run folder",
+        "is unfinished: it lacks private-facts/a/fake",
     ),
     "empty YAML": (_yaml(""), "is not valid"),
     "no YAML": (_yaml("a: [b"), "is not valid"),

@@ -73,6 +73,13 @@ def test_a_run_has_a_frontier_if_its_caches_have_three_sizes() -> None:
     assert has_frontier({"arms": arms | {"need@0.3": {"bytes": 270.0}}})
 
 
+def test_what_went_over_several_hops_is_no_size_of_a_message() -> None:
+    arms = {arm: {"bytes": size, "accuracy": 0.5} for arm, size in (("kv", 900.0), ("kv+int4", 270.0))}
+    further = {"relay@2:kv": {"bytes": 1800.0, "accuracy": 0.5}}
+    assert not has_frontier({"arms": arms | further})
+    assert frontier({"one": {"arms": arms | further}}) == frontier({"one": {"arms": arms}})
+
+
 def test_a_frontier_without_messages_or_answers_can_be_drawn() -> None:
     assert frontier({"none moved": {"arms": {"none": {"accuracy": 0.5, "bytes": 0.0}}}}).startswith("<svg")
     odd = {

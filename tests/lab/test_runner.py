@@ -301,3 +301,13 @@ def test_a_results_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 def test_an_unknown_arm_is_refused_before_anything_is_run(run: Callable[..., list[Sample]]) -> None:
     with pytest.raises(UsageError, match="no channel named"):
         run(msgspec.structs.replace(SMALL, arms=("kv", "telepathy")))
+
+
+def test_what_was_written_last_is_kept_of_text_that_is_handed_on(run: Callable[..., list[Sample]]) -> None:
+    arms = ("text@16", "relay@3:text@16", "relay@3:kv", "full-text")
+    samples = run(msgspec.structs.replace(SMALL, arms=arms, timed_items=0))
+    kept = {arm: [sample.message for sample in samples if sample.arm == arm] for arm in arms}
+    assert all(kept["text@16"])
+    assert all(kept["relay@3:text@16"])
+    # Nothing was written on the way of columns, and the text itself is in the run already.
+    assert set(kept["relay@3:kv"]) == set(kept["full-text"]) == {None}

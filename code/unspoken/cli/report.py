@@ -36,6 +36,11 @@ def report(folder: Path, as_json: bool) -> None:
         study = rebuilt(folder)
         show_results(study.metrics, study.folder, as_json)
         return
+    if missing := [cell.key for cell in sweep.sweep.cells if not sweep.cell(cell).is_dir()]:
+        raise UsageError(
+            f"The sweep in {folder} is unfinished: it lacks {', '.join(missing)}.",
+            "Run it again, it goes on; or name the folder of one cell, below cells/.",
+        )
     for cell in sweep.sweep.cells:
         rebuilt(sweep.cell(cell))
     show_sweep(close_sweep(sweep), as_json)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unspoken.lab.drawing import COLOURS, FAINT, INK, sheet, style, svg
+from unspoken.lab.drawing import COLOURS, FAINT, INK, MARKS, sheet, style, svg
 from unspoken.lab.metrics import CLAIMED_GAIN, CLAIMED_SPEED
 
-# Beside their colour, marks differ in shape; messages written for the question are hollow.
-MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "*")
+# Messages written for the question are hollow.
 ASKED = "text-asked"
 LEFT, ROW, HEAD = 0.27, 34, 118
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unspoken.lab.drawing import COLOURS, FAINT, INK, sheet, style, svg
+from unspoken.lab.drawing import COLOURS, FAINT, INK, MARKS, sheet, style, svg
 from unspoken.lab.relay import hops_of
 from unspoken.lab.tables import family, rate
 
 WIDTH, HEIGHT = 400, 360
-# Lines that lie on each other are told apart by shape and dash, beside their colour.
-MARKS = ("o", "^", "s", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 2, 1, 2)))
 LENGTH, SUBJECT, READING = "fillers=", "kv", "full-text"
+READING_TIME = "reading, the receiver's part"
 
 Line = list[tuple[float, Mapping[str, Any]]]
 
 
 class Panel(NamedTuple):
-    """One pair of axes: lines by arm, and what the axes are."""
+    """One pair of axes: its title, lines by name, and what lays out the axes for the places on x."""
 
+    title: str
     lines: Mapping[str, Line]
-    across: str
-    up: str
-    scale: float
+    lay_out: Callable[[Any, Sequence[float]], None]
 
 
 def hop_lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
@@ -85,11 +83,18 @@ def _panels(cells: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
     score = "score, % [95 % interval]"
     panels = []
     if hops:
-        panels.append(Panel(hops, "hops", score, 100.0))
+        panels.append(Panel(score, _percent(hops), _by_hops))
     if len(lengths) > 1:
-        panels.append(Panel(_scores(lengths), "columns of the text", score, 100.0))
-        panels.append(Panel(_times(lengths), "columns of the text", "times as long as kv takes", 1.0))
+        panels.append(Panel(score, _percent(_scores(lengths)), _by_length))
+        panels.append(Panel("times as long as kv takes", _times(lengths), _times_by_length))
     return panels
+
+
+def _percent(lines: Mapping[str, Line]) -> dict[str, Line]:
+    def scaled(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {end: None if of.get(end) is None else 100 * of[end] for end in ("mean", "low", "high")}
+
+    return {name: [(x, scaled(of)) for x, of in line] for name, line in lines.items()}
 
 
 def _scores(lengths: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Line]:
@@ -105,32 +110,45 @@ def _times(lengths: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Line
             lines.setdefault(f"{arm}, end to end", []).append((x, claim["time_ratio"]))
         reading, taking_in = (receiver_seconds(of["arms"][arm]) for arm in (READING, SUBJECT))
         if reading is not None and taking_in:
-            lines.setdefault("reading, the receiver's part", []).append((x, {"mean": reading / taking_in}))
+            lines.setdefault(READING_TIME, []).append((x, {"mean": reading / taking_in}))
     return lines
 
 
 def _draw(axes: Any, panel: Panel) -> None:
     for at, (name, line) in enumerate(panel.lines.items()):
-        points = [(x, panel.scale * of["mean"]) for x, of in line if of.get("mean") is not None]
-        colour = INK if name.startswith("reading") or name == READING else COLOURS[family(name.partition(",")[0])]
+        known = [(x, of) for x, of in line if of.get("mean") is not None]
+        # A colour for each kind of arm; lines of one kind, which may lie on each other, differ in mark and dash.
+        colour = INK if name in (READING, READING_TIME) else COLOURS[family(name.partition(",")[0])]
         look = {"color": colour, "marker": MARKS[at % len(MARKS)], "linestyle": DASHES[at % len(DASHES)]}
-        axes.plot([x for x, _ in points], [y for _, y in points], markersize=5, linewidth=1.3, label=name, **look)
-        for x, of in line:
+        axes.plot(
+            [x for x, _ in known], [of["mean"] for _, of in known], markersize=5, linewidth=1.3, label=name, **look
+        )
+        for x, of in known:
             if of.get("low") is not None and of.get("high") is not None:
-                ends = [panel.scale * of[end] for end in ("low", "high")]
-                axes.plot([x, x], ends, color=colour, linewidth=1.6, alpha=0.3, zorder=1)
-    places = sorted({x for line in panel.lines.values() for x, _ in line})
-    if places[-1] > 16 * places[0] or panel.scale == 1.0:
-        axes.set_xscale("log")
-    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
-    axes.minorticks_off()
-    if panel.scale == 1.0:
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.axhline(1, color=INK, linewidth=0.8)
-    else:
-        axes.set_ylim(0, 100)
-    axes.set_xlabel(panel.across)
-    axes.set_title(panel.up, fontsize=9, loc="left")
+                axes.plot([x, x], [of["low"], of["high"]], color=colour, linewidth=1.6, alpha=0.3, zorder=1)
+    panel.lay_out(axes, sorted({x for line in panel.lines.values() for x, _ in line}))
+    axes.set_title(panel.title, fontsize=9, loc="left")
     axes.grid(axis="y", color=FAINT)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, ncols=2)
+
+
+def _by_hops(axes: Any, places: Sequence[float]) -> None:
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xlabel("hops")
+    axes.set_ylim(0, 100)
+
+
+def _by_length(axes: Any, places: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+    axes.minorticks_off()
+    axes.set_xlabel("columns of the text, logarithmic")
+    axes.set_ylim(0, 100)
+
+
+def _times_by_length(axes: Any, places: Sequence[float]) -> None:
+    _by_length(axes, places)
+    axes.set_ylim(auto=True)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.axhline(1, color=INK, linewidth=0.8)

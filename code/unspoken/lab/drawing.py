@@ -14,6 +14,8 @@ from unspoken.lab.tables import FAMILIES, Family, Number, family, size
 # Okabe and Ito's palette, told apart with any kind of colour vision; shapes say the same again.
 COLOURS: dict[Family, str] = {"text": "#D55E00", "content": "#0072B2", "control": "#767676"}
 MARKERS: dict[Family, str] = {"text": "s", "content": "o", "control": "D"}
+# Where several lines or arms share a colour, these tell them apart.
+MARKS = ("s", "^", "D", "v", "P", "X", "o", "<", ">", "*")
 INK, FAINT = "#222222", "#E4E4E4"
 STYLE: Any = {
     "svg.hashsalt": "unspoken",

@@ -9,6 +9,7 @@ from typing import Any
 from unspoken.channels.names import parse_channel
 from unspoken.errors import UsageError
 from unspoken.lab.drawing import COLOURS, byte_places, decade, dot, label, legend, sheet, style, svg
+from unspoken.lab.relay import is_relay
 from unspoken.lab.tables import family, judged_by, ordered, rate
 
 LEAST_SIZES = 3
@@ -19,7 +20,7 @@ LEVELS = {"none": "only the question", "full-text": "reading the whole text"}
 
 def has_frontier(metrics: Mapping[str, Any]) -> bool:
     """Tell whether a run has cache arms of at least three different sizes."""
-    sizes = {of.get("bytes") for arm, of in metrics["arms"].items() if family(arm) == "content"}
+    sizes = {metrics["arms"][arm].get("bytes") for arm in _once(metrics) if family(arm) == "content"}
     return len(sizes - {None}) >= LEAST_SIZES
 
 
@@ -54,7 +55,7 @@ def frontier(cells: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _panel(figure: Any, axes: Any, title: str, metrics: Mapping[str, Any]) -> None:
     found = metrics["arms"]
-    arms = [arm for arm in ordered(tuple(found)) if arm not in LEVELS and found[arm].get("bytes")]
+    arms = [arm for arm in ordered(_once(metrics)) if arm not in LEVELS and found[arm].get("bytes")]
     _, places = byte_places({arm: found[arm]["bytes"] for arm in arms})
     _axis(axes, places)
     axes.set_ylim(*_heights([rate(of) for of in found.values()]))
@@ -69,6 +70,11 @@ def _panel(figure: Any, axes: Any, title: str, metrics: Mapping[str, Any]) -> No
     for arm in arms:
         dot(axes, arm, rate(found[arm]), places[arm])
     label(figure, axes, {arm: (places[arm], rate(found[arm])) for arm in arms})
+
+
+def _once(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the arms that hand over once: the bytes of several hops are no one's message."""
+    return tuple(arm for arm in metrics["arms"] if not is_relay(arm))
 
 
 def _heights(reached: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

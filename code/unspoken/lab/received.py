@@ -6,7 +6,7 @@ from unspoken.channels.names import parse_channel
 from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.errors import UsageError
 from unspoken.lab.parts import is_parts, parted
-from unspoken.lab.relay import is_relay, relayed
+from unspoken.lab.relay import hops_of, is_relay
 
 RECEIVED = {
     "none": "only the question",
@@ -64,8 +64,8 @@ FURTHER = {
 def received(arm: str) -> str:
     """Say in plain words what the receiver gets in an arm, besides the question."""
     if is_relay(arm):
-        hops = arm.partition(":")[0].partition("@")[2]
-        return f"{received(relayed(arm))}, handed on from agent to agent {hops} times"
+        hops, channel = hops_of(arm)
+        return f"{received(channel)}, handed on from agent to agent {hops} times"
     if is_parts(arm):
         return "; ".join(f"part {at}: {received(each)}" for at, each in enumerate(parted(arm), start=1))
     unknown = f"what the channel '{arm.partition('+')[0]}' hands over"

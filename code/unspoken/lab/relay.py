@@ -57,16 +57,12 @@ def is_relay(name: str) -> bool:
     return name.partition(":")[0].partition("@")[0] == NAME
 
 
-def relayed(name: str) -> str:
-    """Return the channel's name that a relay hands on by: `kv` of `relay@3:kv`."""
-    return name.partition(":")[2]
-
-
 def hops_of(name: str) -> tuple[int, str]:
-    """Return over how many hops an arm hands on, and by which channel: one, where it is no relay."""
+    """Return over how many hops an arm hands on and by which channel: 3 and `kv` of `relay@3:kv`; 1 for others."""
     if not is_relay(name):
         return 1, name
-    return int(name.partition(":")[0].partition("@")[2]), relayed(name)
+    kind, _, channel = name.partition(":")
+    return int(kind.partition("@")[2]), channel
 
 
 def build_relay(name: str) -> Relay:

@@ -19,6 +19,7 @@ from unspoken.lab.arms import Arm, build_arm, derangement, in_running_order, nee
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, judged, kl_divergence, margin
 from unspoken.lab.record import RunFolder, Sample
+from unspoken.lab.relay import hops_of
 from unspoken.lab.tasks import build_task
 from unspoken.lab.tasks.protocol import Character, Item, Measure, Source, Task
 from unspoken.session import Agent, Reply
@@ -317,5 +318,5 @@ class Runner:
             tokens_skipped=delivery.tokens_skipped,
             recomputed=delivery.recomputed,
             seconds=asdict(delivery.seconds) | {"total": delivery.seconds.total},
-            message=delivery.message if arm.startswith("text") else None,
+            message=delivery.message if hops_of(arm)[1].startswith("text") else None,
         )

@@ -14,7 +14,7 @@ from rich.text import Text
 from unspoken.lab.arms import CONTROLS
 from unspoken.lab.fused_arms import is_control
 from unspoken.lab.received import received
-from unspoken.lab.relay import is_relay, relayed
+from unspoken.lab.relay import hops_of
 
 Number = int | float
 Shown = Callable[[Number | None], str]
@@ -190,8 +190,7 @@ def ordered(arms: Sequence[str]) -> list[str]:
 @cache
 def family(arm: str) -> Family:
     """Tell whether an arm carries text, carries the content in a cache, or is a control."""
-    if is_relay(arm):
-        return family(relayed(arm))
+    _, arm = hops_of(arm)
     if arm == "none" or arm in CONTROLS.names() or is_control(arm):
         return "control"
     return "text" if arm == "full-text" or arm.startswith("text") else "content"
