@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .told import QUESTION, SOURCE
+
 if TYPE_CHECKING:
     from unspoken.channels.protocol import Delivery
+    from unspoken.engines.fake import FakeEngine
     from unspoken.engines.transformers import TransformersEngine
     from unspoken.session import Agent
 
@@ -34,3 +37,29 @@ def deliver() -> Callable[..., Delivery]:
         return delivery
 
     return make
+
+
+@pytest.fixture
+def sender(fake: FakeEngine) -> Agent:
+    """An agent whose system prompt holds a secret."""
+    from unspoken.session import Agent
+
+    return Agent("lyra", fake, "The password of the sender is swordfish.")
+
+
+@pytest.fixture
+def receiver(fake: FakeEngine) -> Agent:
+    """Another agent on the same model, with a longer card."""
+    from unspoken.session import Agent
+
+    return Agent("vera", fake, "You are Vera. You answer in one word and you never guess.")
+
+
+@pytest.fixture
+def send(sender: Agent, receiver: Agent, deliver: Callable[..., Delivery]) -> Callable[..., Delivery]:
+    """Send the source through a channel of a name and return the one delivery."""
+
+    def once(channel: str, question: str = QUESTION) -> Delivery:
+        return deliver(channel, receiver, (sender, SOURCE), question=question)
+
+    return once

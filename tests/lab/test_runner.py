@@ -15,7 +15,7 @@ from unspoken.lab.arms import DEFAULT_ARMS
 from unspoken.lab.experiment import Experiment, load_experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.record import RunFolder, Sample, open_finished
-from unspoken.lab.runner import Runner, Watcher, load_task, task_hash
+from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
 
 SMALL = Experiment(
     name="small",
@@ -301,6 +301,13 @@ def test_a_results_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 def test_an_unknown_arm_is_refused_before_anything_is_run(run: Callable[..., list[Sample]]) -> None:
     with pytest.raises(UsageError, match="no channel named"):
         run(msgspec.structs.replace(SMALL, arms=("kv", "telepathy")))
+
+
+def test_an_arm_for_another_number_of_parts_is_refused_before_anything_is_run() -> None:
+    check(SMALL)
+    with pytest.raises(UsageError, match="names 2 channels, and the source has 1 part\\."):
+        check(msgspec.structs.replace(SMALL, arms=("kv", "parts:kv,full-text")))
+    check(msgspec.structs.replace(SMALL, task="conflict", arms=("parts:kv,full-text",)))
 
 
 def test_what_was_written_last_is_kept_of_text_that_is_handed_on(run: Callable[..., list[Sample]]) -> None:

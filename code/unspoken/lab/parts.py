@@ -36,6 +36,19 @@ class Parts:
     name: str
     channels: tuple[Channel, ...]
 
+    def check(self, parts: int) -> None:
+        """Refuse a source that has another number of parts.
+
+        Raises:
+            UsageError: If there are more or fewer parts than channels.
+        """
+        if parts != len(self.channels):
+            raise UsageError(
+                f"The arm '{self.name}' names {len(self.channels)} channels, and the source has {parts} "
+                f"part{'s' * (parts != 1)}.",
+                "Name one for each part: parts:kv,full-text.",
+            )
+
     def deliver(
         self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
     ) -> tuple[Delivery, ...]:
@@ -45,12 +58,7 @@ class Parts:
             UsageError: If there are more or fewer parts than channels, or one leaves nothing to go on from.
         """
         for request in requests:
-            if len(request.readings) != len(self.channels):
-                raise UsageError(
-                    f"The arm '{self.name}' names {len(self.channels)} channels, and the source has "
-                    f"{len(request.readings)} parts.",
-                    "Name one for each part: parts:kv,full-text.",
-                )
+            self.check(len(request.readings))
         first, *others = self.channels
         made = first.send([_part(request, 0) for request in requests], receiver)
         for at, channel in enumerate(others, start=1):

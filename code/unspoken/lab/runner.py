@@ -18,6 +18,7 @@ from unspoken.errors import ModelNotFound, UnspokenError, UsageError
 from unspoken.lab.arms import Arm, build_arm, derangement, in_running_order, needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.measures import chosen, judged, kl_divergence, margin
+from unspoken.lab.parts import Parts
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.relay import hops_of
 from unspoken.lab.tasks import build_task
@@ -75,15 +76,18 @@ def check(experiment: Experiment) -> None:
         ModelNotFound: If the model is a file that does not exist.
         StorageError: If the task's file cannot be read.
     """
+    arms = list(map(build_arm, experiment.arms))
     if experiment.engine not in ENGINES.names():
         ENGINES.load(experiment.engine)
     model = experiment.model
     # Of what is no file, a name with two strokes may be one of a hub; see `unspoken.modelstore.resolve_gguf`.
     if model.endswith(".gguf") and not Path(model).is_file() and (model.count("/") != 2 or model[0] in "./~"):
         raise ModelNotFound(f"There is no model file {model}.", "Give an existing .gguf file, or a model's name.")
-    for name in experiment.arms:
-        build_arm(name)
     _, sources = load_task(experiment)
+    for arm in arms:
+        if isinstance(arm, Parts):
+            for parts in {len(source.read) for source in sources}:
+                arm.check(parts)
     if any(map(needs_donor, experiment.arms)):
         derangement({source.id: len(source.text) for source in sources})
 
