@@ -285,6 +285,67 @@ def test_the_committed_harbours_can_be_answered_from_their_texts_and_only_there(
     assert len(texts) == 8
 
 
+OF_THE_HUB: dict[str, dict[str, Any]] = {
+    "arc-challenge": {"question": "Which falls?", "choices": {"text": ["Air", "Rain"], "label": ["1", "2"]}},
+    "openbookqa": {"question_stem": "Which falls?", "choices": {"text": ["Air", "Rain"], "label": ["1", "2"]}},
+    "mmlu-redux": {"question": "Which falls?", "choices": ["Air", "Rain"], "answer": 1, "error_type": "ok"},
+}
+TWICE = {"arc-challenge": {"text": ["Rain", "Rain"], "label": ["1", "2"]}, "mmlu-redux": ["Rain", "Rain"]}
+
+
+@pytest.mark.parametrize("name", OF_THE_HUB)
+def test_committed_benchmarks_of_the_hub_are_asked_of_both(
+    name: str, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"answerKey": "2"} | OF_THE_HUB[name]
+    left_out = [row | {"choices": TWICE.get(name, TWICE["arc-challenge"])}]
+    left_out += [row | {"error_type": "wrong_groundtruth"}] if "error_type" in row else []
+    loaded = {"test": library.Dataset.from_list([*left_out, row])}
+    monkeypatch.setattr(library, "load_dataset", lambda path, name: loaded)
+    (source,) = build_task("described", str(ROOT / f"data/tasks/{name}.yaml")).sources(1, 0)
+    assert source.text == "Which falls? The options are: Air; Rain."
+    (item,) = source.items
+    assert (item.question, item.options, item.gold) == (source.text, ("Air", "Rain"), "Rain")
+
+
+@pytest.mark.parametrize("name", ["social-iqa", "intents", "strategy-qa"])
+def test_committed_need_free_questions_are_asked_of_both(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "local").mkdir()
+    says = (ROOT / f"data/tasks/{name}.yaml").read_bytes()
+    (tmp_path / "tasks" / "it.yaml").write_bytes(says)
+    line = {"question": "Do pears sink?", "choices": ["Yes", "No"], "label": 1}
+    (tmp_path / "local" / f"{name}.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    (source,) = build_task("described", str(tmp_path / "tasks" / "it.yaml")).sources(1, 0)
+    (item,) = source.items
+    assert item.question == source.text
+    assert item.question.endswith("Do pears sink? The options are: Yes; No.")
+    assert (item.options, item.gold) == (("Yes", "No"), "No")
+
+
+def test_rows_that_are_not_to_be_kept_are_left_out(describe: Describe) -> None:
+    assert set(_items(describe(OPEN, keep="{{ label == 0 }}"), 2)) == {
+        "Who rows? Answer briefly.",
+        "Who paints? Answer briefly.",
+    }
+    # What a template cannot be filled in for may be left out.
+    lines = [*LINES, {"log": "Nobody.", "asks": "Who?", "right": None, "label": 2}]
+    assert len(_items(describe(OPEN, lines, keep="{{ right is not none }}"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("keep", "problem"),
+    [
+        ("label", "says '0' for row 1, neither True nor False"),
+        ("{{ label == 0 and 'yes' }}", "says 'yes' for row 1"),
+        ("{{ kind == 'ok' }}", "'kind' is undefined"),
+        ("{{ label == 9 }}", "leaves none of 3 rows"),
+    ],
+)
+def test_what_to_keep_has_to_be_said_clearly(describe: Describe, keep: str, problem: str) -> None:
+    assert problem in _refused(lambda: describe(OPEN, keep=keep).sources(1, 0)).problem
+
+
 def test_the_committed_squad_asks_what_the_task_reading_asks(
     library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,10 @@ def test_failures_stay_in_the_denominator(build: Callable[..., Any]) -> None:
 def test_equality_needs_the_whole_interval_within_the_margin(build: Callable[..., Any]) -> None:
     same = build({"full-text": "1110", "kv": "1110"}).metrics["kv_equals_full_text"]
     other = build({"full-text": "1110", "kv": "1000"}).metrics["kv_equals_full_text"]
+    for arm, equal in (("1110", True), ("1000", False)):
+        found = build({"kv": "1110", "kv-deranged": arm}).metrics["no_content"]
+        assert found["equal"] is equal
+        assert (found["level"], found["margin"]) == (0.9, 0.05)
     assert same["equal"] is True
     assert other["equal"] is False
     assert other["mean"] == -0.5
@@ -122,7 +126,7 @@ def test_mcnemar_by_hand() -> None:
 
 def test_run_without_kv_lacks_what_needs_it(build: Callable[..., Any]) -> None:
     metrics = build({"none": "00", "full-text": "11"}).metrics
-    assert not {"content_gain", "presence_effect", "kv_equals_full_text"} & set(metrics)
+    assert not {"content_gain", "no_content", "presence_effect", "kv_equals_full_text"} & set(metrics)
     assert metrics["claims"] == {}
     assert metrics["against_kv"] == {}
 

@@ -111,6 +111,7 @@ def _effects(table: Table, arms: Sequence[str], compared: Mapping[str, float]) -
     control = control_of(subject) or "kv-deranged"
     if {subject, control} <= known:
         result["content_gain"] = {**_interval(table.difference(subject, control)), "p": compared[control]}
+        result["no_content"] = _equivalence(table, subject, control)
     if {"none", control} <= known:
         result["presence_effect"] = _interval(table.difference(control, "none"))
     gains = {arm: control_of(arm) or "kv-deranged" for arm in arms if family(arm) == "content"}

@@ -48,6 +48,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         doc_to_choice: All answers it could be: a list, or a template or field that gives one.
         further_targets: A template or field that gives a list of further right answers.
         stem: The words the answer begins with.
+        keep: What says `True` for a row that is asked, and `False` for one that is left out; all are asked without it.
     """
 
     task: Words
@@ -63,6 +64,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     doc_to_choice: str | list[str] | None = None
     further_targets: str | None = None
     stem: str | None = None
+    keep: Words | None = None
 
     def __post_init__(self) -> None:
         if (self.metric == "options") != (self.doc_to_choice is not None):
@@ -125,7 +127,10 @@ class DescribedTask:
         rows = load_rows(
             says.dataset_path, says.dataset_name, says.test_split, says.dataset_kwargs, Path(self.data).parent
         )
-        sources = grouped(((templates.source.text(row), row) for row in rows), templates.item)
+        kept = [row for row in rows if templates.keeps(row)]
+        if not kept:
+            raise UsageError(f"`keep` of {self.data} leaves none of {len(rows)} rows.", "Give one that some rows meet.")
+        sources = grouped(((templates.source.text(row), row) for row in kept), templates.item)
         return drawn(f"{self.name}/{self.version}", self.data, sources, items, seed)
 
 
@@ -140,7 +145,12 @@ class _Templates:
         self.source, self._question, self._target = map(filled, ("doc_to_source", "doc_to_text", "doc_to_target"))
         self._stem = filled("stem") if says.stem else None
         self._further = filled("further_targets") if says.further_targets else None
+        self._keep = filled("keep") if says.keep else None
         self._choices = filled("doc_to_choice") if isinstance(says.doc_to_choice, str) else says.doc_to_choice
+
+    def keeps(self, row: Row) -> bool:
+        """Tell whether a row is asked."""
+        return self._keep is None or self._keep.holds(row)
 
     def item(self, name: str, row: Row) -> Item:
         """Return the question of a row."""

@@ -87,6 +87,21 @@ class Filled:
             )
         return tuple(str(each).strip() for each in found)
 
+    def holds(self, row: Row) -> bool:
+        """Tell whether it says `True` for a row.
+
+        Raises:
+            UsageError: If a field is missing, or it says neither `True` nor `False`.
+        """
+        made = self._made(row).strip()
+        if made not in ("True", "False"):
+            raise UsageError(
+                f"The template `{self._key}` of {self._where} says {made[:80]!r} for row {row.at}, "
+                "neither True nor False.",
+                f"Write a comparison: {{{{ field == 'value' }}}}. {_fields(row)}",
+            )
+        return made == "True"
+
     def _made(self, row: Row) -> str:
         if self._text in row.fields:
             return str(row.fields[self._text]) if row.fields[self._text] is not None else ""
