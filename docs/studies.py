@@ -102,6 +102,17 @@ def unsaid_table() -> str:
     return _told("unsaid", ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged"), counted="pairs")
 
 
+def auroc_sentence() -> str:
+    """Return how well the odds of a single answer tell whether the sender knows, in the newest `unsaid`."""
+    _, metrics = committed_sweep("unsaid")
+    of = next(of for key, of in metrics["cells"].items() if "knowing" in key)["twins"]["arms"]
+    told = {arm: of[arm]["auroc"] for arm in ("kv", "kv-deranged", "text-asked@64", "text@64", "full-text")}
+    areas = ", ".join(
+        f"`{arm}` {area['mean']:.2f} [{area['low']:.2f}, {area['high']:.2f}]" for arm, area in told.items()
+    )
+    return f"AUROC of the sender's uncertainty (`knowing`, single answers; chance is 0.5): {areas}."
+
+
 def conflict_table() -> str:
     """Return whom the receiver believes when two senders contradict each other, a line for each way to hand over."""
     folder, metrics = committed_sweep("conflict")

@@ -83,6 +83,8 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     "unknown element type on the wire": (_capture("x", "--wire", "int3"), "no codec named 'int3'"),
     "compression in a file": (_capture("x", "--wire", "int8+blosc2"), "cannot hold 'int8+blosc2'"),
     "unknown element type": (_capture("x", "--dtype", "int3"), "no element type 'int3'"),
+    "agent's name that is no text": (_capture("x", "--agent", "\udcff"), "The agent's name is not UTF-8 text"),
+    "model's name that is no text": (_capture("x", "--model", "\udcff"), "The model's name is not UTF-8 text"),
     "unknown engine": (_capture("x", "--engine", "fak"), "no engine named 'fak'"),
     "unknown model": (_capture("x", "--engine", "transformers", "--model", "smollm2"), "no model 'smollm2'"),
     "model folder without a model": (

@@ -18,6 +18,7 @@ from unspoken.cli.common import (
     opened,
     print_json,
     read_text,
+    require_text,
     require_whole,
 )
 from unspoken.cli.trusting import judged
@@ -171,16 +172,6 @@ def read_texts(paths: Sequence[str]) -> list[str]:
     if paths.count("-") > 1:
         raise UsageError("Standard input can be read once only.", "Give --about - once, and files for the rest.")
     return [read_text(each) for each in paths]
-
-
-def require_text(given: str, what: str) -> None:
-    """Refuse bytes that are no text, which get here as lone surrogates.
-
-    Raises:
-        UsageError: If there are some.
-    """
-    if any("\ud800" <= letter <= "\udfff" for letter in given):
-        raise UsageError(f"The {what} is not UTF-8 text.", "Type it again, in a terminal set to UTF-8.")
 
 
 def senders(given: tuple[str, ...], documents: int, receiver: str) -> tuple[str, ...]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from unspoken.cli.ask import require_text
-from unspoken.cli.common import model_options, opened, quick_start, shelf
+from unspoken.cli.common import model_options, opened, quick_start, require_text, shelf
 from unspoken.cli.passphrases import KEY_VARIABLE, asked
 from unspoken.cli.recognised import recogniser
 from unspoken.cli.trusting import keys_folder

@@ -80,7 +80,13 @@ def quick_start() -> Iterator[None]:
 
 
 def opened(model: str, engine: str, loading: Mapping[str, Any]) -> tuple[Engine, GateResult]:
-    """Load a model that has passed the gate, saying on a terminal that this takes a while."""
+    """Load a model that has passed the gate, saying on a terminal that this takes a while.
+
+    Raises:
+        UsageError: If its name is no text, and no file's.
+    """
+    if not Path(model).exists():
+        require_text(model, "model's name")
     with quick_start():
         note(f"Loading {model} ...")
         from unspoken.api import load_gated
@@ -90,9 +96,14 @@ def opened(model: str, engine: str, loading: Mapping[str, Any]) -> tuple[Engine,
 
 
 def agent(name: str, card: str | None, engine: Engine) -> Agent:
-    """Return an agent by its name, or from a card file."""
+    """Return an agent by its name, or from a card file.
+
+    Raises:
+        UsageError: If the name is no text.
+    """
     from unspoken.session import Agent
 
+    require_text(name, "agent's name")
     return Agent(name, engine) if card is None else Agent.from_card(card, engine, shelf())
 
 
@@ -102,6 +113,16 @@ def shelf() -> Shelf:
     from unspoken.session.shelf import Shelf
 
     return Shelf(home() / "beginnings")
+
+
+def require_text(given: str, what: str) -> None:
+    """Refuse bytes that are no text, which get here as lone surrogates.
+
+    Raises:
+        UsageError: If there are some.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in given):
+        raise UsageError(f"The {what} is not UTF-8 text.", "Type it again, in a terminal set to UTF-8.")
 
 
 def read_text(path: str) -> str:

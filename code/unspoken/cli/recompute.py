@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from unspoken.cli.ask import require_text
-from unspoken.cli.common import agent, note
+from unspoken.cli.common import agent, note, require_text
 from unspoken.errors import UsageError
 from unspoken.manifest import compare
 

@@ -11,8 +11,7 @@ import click
 import msgspec
 
 from unspoken.cachefile.header import printable
-from unspoken.cli.ask import require_text
-from unspoken.cli.common import human_bytes
+from unspoken.cli.common import human_bytes, require_text
 from unspoken.errors import UnspokenError, UsageError
 from unspoken.session.budget import used
 from unspoken.session.events import HandedOver, Passage, Said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from unspoken.cli.ask import require_text
+from unspoken.cli.common import require_text
 
 
 @click.command()
