@@ -149,6 +149,12 @@ def test_the_config_says_what_it_is_built_from(drawn_bottleneck: Make, kept: Pat
     assert Bottleneck.from_pretrained(kept).pair == drawn_bottleneck().pair
 
 
+def test_loading_draws_no_number_of_somebody_elses(kept: Path) -> None:
+    before = torch.random.get_rng_state()
+    load_fuser(str(kept))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_what_the_hub_has_is_loaded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(kept))
     assert found("somebody/fuser") == kept

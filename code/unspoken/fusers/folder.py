@@ -163,7 +163,8 @@ def built(kind: type[Any], model_id: str, how: dict[str, Any]) -> Any:
             f"{path / CONFIG} describes no fuser of the kind '{kind.kind}': {_first_line(error)}.", AGAIN
         ) from error
     kept = weights(shapes, path)
-    fuser = kind(**config)
+    with torch.random.fork_rng(devices=()):  # Whoever set a seed before goes on with their own numbers.
+        fuser = kind(**config)
     fuser.load_state_dict(kept)
     return fuser.eval()
 
