@@ -58,13 +58,22 @@ def claims_paragraph() -> str:
         f"In {len({key for key, *_ in found})} of {len(_cells())} cells the right cache does better than that of "
         "another text, so that there is something to compare.",
         *(f"{words}: {_counted(found, arm)}." for arm, words in _KINDS.items()),
-        _whole([claim for *_, claim in found if claim.arm == ASKED]),
+        _whole([(key, claim) for key, _, claim in found if claim.arm == ASKED]),
     ]
     if silent:
         parts.append(
             f"Nothing can be said of {listed(silent)}: the right cache does no better there than another text's."
         )
     return " ".join(parts)
+
+
+def agreement_sentence() -> str:
+    """Return how many of the questions run alone were answered as in the batch, by engine."""
+    shares: dict[str, list[float]] = {}
+    for _, of, _ in _cells():
+        shares.setdefault(of["engine"], []).append(100 * of["alone_agrees"])
+    told = ", ".join(f"{min(found):.0f} to {max(found):.0f} % in {engine}" for engine, found in shares.items())
+    return f"Of the answers given alone, {told} are those given in the batch, word for word, depending on the cell."
 
 
 _KINDS = {
@@ -112,17 +121,25 @@ def _counted(found: list[tuple[str, dict[str, Any], Any]], arm: str) -> str:
     return f"8 points more accuracy {_standings(accuracy)}, twice the speed {_standings(speed)}"
 
 
-def _whole(asked: list[Any]) -> str:
-    """Apply the rule that the roadmap sets: refuted if it fails against uncapped `text-asked` on the majority."""
-    both = sum(each.accuracy == each.speed == "holds" for each in asked)
-    failed = sum("does not hold" in (each.accuracy, each.speed) for each in asked)
+def _whole(asked: list[tuple[str, Any]]) -> str:
+    """Apply the rule that the roadmap sets: refuted if it fails against uncapped `text-asked` on most tasks.
+
+    What it is for a task of several cells to fail the rule leaves open; here most of them have to.
+    """
+    both = sum(each.accuracy == each.speed == "holds" for _, each in asked)
+    failed = [key for key, each in asked if "does not hold" in (each.accuracy, each.speed)]
+    of_task, failed_of = (
+        Counter(key.partition("/")[0] for key in keys) for keys in ([key for key, _ in asked], failed)
+    )
+    lost = [task for task, cells in of_task.items() if failed_of[task] > cells / 2]
     run = newest_sweep("claims")
-    verdict = "refuted as it was stated" if failed > len(asked) / 2 else "not refuted as it was stated"
+    verdict = "refuted as it was stated" if len(lost) > len(of_task) / 2 else "not refuted as it was stated"
     if run is not None and unfinished(run[1]):
         verdict = "the verdict waits for the other cells"
     return (
         f"By the rule set in advance (both parts, against messages written for the question), it holds in {both} of "
-        f"{len(asked)} cells and fails in {failed}: {verdict}."
+        f"{len(asked)} cells and fails in {len(failed)}, in most cells of {len(lost)} of {len(of_task)} tasks: "
+        f"{verdict}."
     )
 
 
