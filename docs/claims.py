@@ -69,11 +69,18 @@ def claims_paragraph() -> str:
 
 def agreement_sentence() -> str:
     """Return how many of the questions run alone were answered as in the batch, by engine."""
+    from unspoken.lab.verdict import listed
+
     shares: dict[str, list[float]] = {}
     for _, of, _ in _cells():
         shares.setdefault(of["engine"], []).append(100 * of["alone_agrees"])
-    told = ", ".join(f"{min(found):.0f} to {max(found):.0f} % in {engine}" for engine, found in shares.items())
-    return f"Of the answers given alone, {told} are those given in the batch, word for word, depending on the cell."
+    told = listed(
+        [
+            f"{'all' if min(found) == 100 else f'{min(found):.0f} to {max(found):.0f} %'} in {engine}"
+            for engine, found in shares.items()
+        ]
+    )
+    return f"Of the answers given alone, {told} are those given in the batch, cell by cell."
 
 
 _KINDS = {
