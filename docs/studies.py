@@ -73,30 +73,6 @@ def models_table() -> str:
     return _told("claims", TOLD, "private-facts/")
 
 
-def need_free_table() -> str:
-    """Return what a cache adds to a question that the receiver reads whole, a line for each set of questions."""
-    from unspoken.lab.tables import bracket, points
-
-    folder, metrics = committed_sweep("need-free")
-    lines = [
-        f"| questions of | asked | chance, % | {' | '.join(f'`{arm}`, %' for arm in TOLD)} | `kv` - `none`, points "
-        "| content gain, points | none of it within 5 points (TOST) |",
-        f"|---|---:|---:|{'---:|' * (len(TOLD) + 2)}---|",
-    ]
-    for of in metrics["cells"].values():
-        told, none = of["no_content"], of["against_kv"]["none"]
-        cells = [
-            of["task"]["version"].partition("/")[0],
-            f"{of['items']}{' (pilot)' if of['pilot'] else ''}",
-            f"{100 * of['task']['chance']:.1f}",
-            *(_score(of, arm) for arm in TOLD),
-            *(points(each["mean"]) + bracket(each, points) for each in (none, of["content_gain"])),
-            f"{'shown' if told['equal'] else 'not shown'}{bracket(told, points)}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"The last interval is the 90 % one. {_run(folder, metrics)}"])
-
-
 def unsaid_table() -> str:
     """Return how often states of mind were told apart in the newest `unsaid`, a line for each cell."""
     return _told("unsaid", ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged"), counted="pairs")

@@ -258,7 +258,11 @@ def _warnings(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     if failed:
         found.append(f"Some questions got no answer and count as wrong ({'; '.join(failed)}).")
     if agrees is not None and agrees < 1:
-        found.append(f"Of the answers given alone, {percent(agrees)} % are the same as in the batch; all should be.")
+        # What llama.cpp does is measured in docs/log.md.
+        found.append(
+            f"Of the answers given alone, {percent(agrees)} % are the same as in the batch. All should be, but in "
+            "llama.cpp, which computes a batch in another order and rounds."
+        )
     if sources is not None and sources < ENOUGH_SOURCES:
         found.append(f"With questions about only {sources} texts, the intervals are likely too narrow.")
     return tuple(found)

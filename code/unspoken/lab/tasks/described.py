@@ -128,7 +128,7 @@ class DescribedTask:
             says.dataset_path, says.dataset_name, says.test_split, says.dataset_kwargs, Path(self.data).parent
         )
         kept = [row for row in rows if templates.keeps(row)]
-        if not kept:
+        if rows and not kept:
             raise UsageError(f"`keep` of {self.data} leaves none of {len(rows)} rows.", "Give one that some rows meet.")
         sources = grouped(((templates.source.text(row), row) for row in kept), templates.item)
         return drawn(f"{self.name}/{self.version}", self.data, sources, items, seed)
