@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from claims import claimed, claims_runs
 from runs import ROOT, committed_sweep, link, unfinished
 
 CURVES = ROOT / "docs" / "figures" / "curves.svg"
@@ -65,17 +66,45 @@ def lengths_table() -> str:
 
 def shifts_table() -> str:
     """Return what another layout or language than the question's leaves, a line for each cell."""
-    return _told("shifts", TOLD)
+    folder, metrics = committed_sweep("shifts")
+    return f"{_told(metrics['cells'], TOLD)}\n\n{_run(folder, metrics)}"
 
 
 def models_table() -> str:
     """Return what columns are worth on each model and engine, on facts nobody can know, from the newest `claims`."""
-    return _told("claims", TOLD, "private-facts/")
+    cells = {key: of for key, of in claimed().items() if key.startswith("private-facts/")}
+    return f"{_told(cells, TOLD)}\n\n{claims_runs()}"
+
+
+def need_free_table() -> str:
+    """Return what a cache adds to a question that the receiver reads whole, a line for each set of questions."""
+    from unspoken.lab.tables import bracket, points
+
+    folder, metrics = committed_sweep("need-free")
+    lines = [
+        f"| questions of | asked | chance, % | {' | '.join(f'`{arm}`, %' for arm in TOLD)} | `kv` - `none`, points "
+        "| content gain, points | none of it within 5 points (TOST) |",
+        f"|---|---:|---:|{'---:|' * (len(TOLD) + 2)}---|",
+    ]
+    for of in metrics["cells"].values():
+        told, none = of["no_content"], of["against_kv"]["none"]
+        cells = [
+            of["task"]["version"].partition("/")[0],
+            f"{of['items']}{' (pilot)' if of['pilot'] else ''}",
+            f"{100 * of['task']['chance']:.1f}",
+            *(_score(of, arm) for arm in TOLD),
+            *(points(each["mean"]) + bracket(each, points) for each in (none, of["content_gain"])),
+            f"{'shown' if told['equal'] else 'not shown'}{bracket(told, points)}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"The last interval is the 90 % one. {_run(folder, metrics)}"])
 
 
 def unsaid_table() -> str:
     """Return how often states of mind were told apart in the newest `unsaid`, a line for each cell."""
-    return _told("unsaid", ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged"), counted="pairs")
+    folder, metrics = committed_sweep("unsaid")
+    arms = ("full-text", "text@64", "text-asked@64", "kv", "kv-deranged")
+    return f"{_told(metrics['cells'], arms, counted='pairs')}\n\n{_run(folder, metrics)}"
 
 
 def auroc_sentence() -> str:
@@ -118,19 +147,17 @@ def conflict_sentence() -> str:
     )
 
 
-def _told(experiment: str, arms: tuple[str, ...], cells: str = "", counted: str = "questions") -> str:
-    """Return score of some arms and content gain, a line for each cell whose name begins with a text."""
+def _told(cells: dict[str, Any], arms: tuple[str, ...], counted: str = "questions") -> str:
+    """Return score of some arms and content gain, a line for each cell."""
     from unspoken.lab.tables import bracket, points
 
-    folder, metrics = committed_sweep(experiment)
     lines = [f"| cell | {counted} | {' | '.join(f'`{arm}`, %' for arm in arms)} | content gain, points |"]
     lines.append(f"|---|---:|{'---:|' * (len(arms) + 1)}")
-    for key, of in metrics["cells"].items():
-        if key.startswith(cells):
-            asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
-            worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
-            lines.append(f"| {key} | {asked} | {' | '.join(_score(of, arm) for arm in arms)} | {worth} |")
-    return "\n".join([*lines, "", _run(folder, metrics)])
+    for key, of in cells.items():
+        asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+        worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
+        lines.append(f"| {key} | {asked} | {' | '.join(_score(of, arm) for arm in arms)} | {worth} |")
+    return "\n".join(lines)
 
 
 def _said(metrics: dict[str, Any], which: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_token_ids_can_be_vouched_for_without_being_sent(
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no key": (("seal", "FILE", "--as", "vera"), "There is no private key 'vera'"),
-    "no name": (("seal", "FILE", "--as", "../lyra"), "is no name of a key"),
+    "no name": (("seal", "FILE", "--as", "../lyra"), "is no name for a key"),
     "no time": (("seal", "FILE", "--as", "lyra", "--ttl", "0s"), "'0s' is no time to live"),
     "no unit": (("seal", "FILE", "--as", "lyra", "--ttl", "60"), "'60' is no time to live"),
     "endless": (("seal", "FILE", "--as", "lyra", "--ttl", "99999d"), "is no time to live"),

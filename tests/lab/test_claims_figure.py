@@ -28,3 +28,12 @@ def test_the_same_figures_give_the_same_bytes_and_other_figures_do_not(build: Ca
     assert drawn("1111") == drawn("1111")
     assert drawn("1111") != drawn("0111")
     assert all(each.startswith("claims-") for each in re.findall(r'\bid="([^"]+)"', drawn("1111")))
+
+
+def test_a_cell_without_content_gain_bears_a_dagger(build: Callable[..., Any]) -> None:
+    def daggers(wrong: str) -> int:
+        metrics = build({"text": "00110011" * 8, "kv": "1111" * 16, "kv-deranged": wrong * 16}).metrics
+        return claims_figure({"facts/tiny/fake": metrics}).count("†")
+
+    # One in the legend; letters are drawn as outlines, with what they say in comments.
+    assert (daggers("0000"), daggers("1111")) == (1, 2)

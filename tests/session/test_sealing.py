@@ -97,5 +97,5 @@ def test_another_key_is_refused(kept: Path, made: Made, keys: dict[str, SigningK
 
 
 def test_a_name_that_no_seal_can_say_is_refused(tmp_path: Path, made: Made, keys: dict[str, SigningKey]) -> None:
-    with pytest.raises(UsageError, match="no name of a key"):
+    with pytest.raises(UsageError, match="no name for a key"):
         hold(tmp_path / "t", made, {"lyra": keys["lyra"], "c c": keys["cc"]})

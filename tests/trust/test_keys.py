@@ -110,7 +110,7 @@ def test_nobody_is_asked_for_a_passphrase_that_is_not_needed(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["", ".", "..", "../lyra", "a/b", "a b", "lyra\n", "ä", ".lyra", "x" * 65, "\x00"])
 def test_what_is_no_name_reaches_no_file(tmp_path: Path, name: str) -> None:
     for call in (create_key, load_key, own_key):
-        with pytest.raises(UsageError, match="is no name of a key"):
+        with pytest.raises(UsageError, match="is no name for a key"):
             call(name, tmp_path / "keys")
     assert list(tmp_path.iterdir()) == []
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from unspoken.lab.drawing import COLOURS, FAINT, INK, MARKS, sheet, style, svg
 from unspoken.lab.metrics import CLAIMED_GAIN, CLAIMED_SPEED
+from unspoken.lab.verdict import judge
 
 # Messages written for the question are hollow.
 ASKED = "text-asked"
+TITLE = "against (hollow: the sender knew the question; *: pilot; †: no content gain shown, counts for neither side)"
 LEFT, ROW, HEAD = 0.27, 34, 118
 
 
@@ -38,16 +40,17 @@ def claims_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
         right.set_xscale("log", base=2)
         right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _axes(right, "time of text / time of kv", CLAIMED_SPEED)
-        left.set_yticks(range(len(shown)), [_named(key, of["pilot"]) for key, of in shown.items()], fontsize=8)
+        left.set_yticks(range(len(shown)), [_named(key, of) for key, of in shown.items()], fontsize=8)
         left.set_ylim(len(shown) - 0.5, -0.5)
         _legend(figure, arms)
         return svg(figure, "claims")
 
 
-def _named(key: str, pilot: bool) -> str:
+def _named(key: str, of: Mapping[str, Any]) -> str:
     """Return a cell's name in two lines: the task, and what it ran on."""
     task, _, on = key.partition("/")
-    return f"{task}{' *' if pilot else ''}\n{on.replace('/', ', ')}"
+    silent = " †" if judge(of).answer != "yes" else ""
+    return f"{task}{' *' if of['pilot'] else ''}{silent}\n{on.replace('/', ', ')}"
 
 
 def _row(axes: Any, row: int, found: Mapping[str, Mapping[str, Any]], arms: Sequence[str], scale: float) -> None:
@@ -87,5 +90,5 @@ def _legend(figure: Any, arms: Sequence[str]) -> None:
     handles = [Line2D([], [], label=arm, **_mark(arm, arms)) for arm in arms]
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=len(arms), handletextpad=0.1,
-        columnspacing=1.4, title="against (hollow: the sender knew the question; *: pilot)", alignment="left",
+        columnspacing=1.4, title=TITLE, alignment="left",
     )  # fmt: skip

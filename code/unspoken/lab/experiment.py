@@ -9,9 +9,12 @@ from pathlib import Path
 import msgspec
 
 from unspoken.engines.protocol import Loading
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import UsageError
 from unspoken.lab.arms import DEFAULT_ARMS
+from unspoken.lab.yamlfile import read_yaml
 
+# What a file is called in messages, and where to see valid ones.
+NAMED = ("experiment", "See experiments/ for examples.")
 PILOT_ITEMS, FULL_ITEMS = 48, 624
 # 620 paired items find a difference of 5 points with 80 % power (arXiv 2607.26773); fewer are a pilot.
 POWERED_ITEMS = 620
@@ -116,11 +119,4 @@ def load_experiment(path: Path) -> Experiment:
         StorageError: If the file cannot be read.
         UsageError: If it is not a valid experiment.
     """
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Experiment)
-    except OSError as error:
-        raise StorageError(
-            f"The experiment {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise UsageError(f"The experiment {path} is not valid: {error}.", "See experiments/ for examples.") from error
+    return read_yaml(path, Experiment, *NAMED)

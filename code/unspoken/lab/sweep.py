@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from unspoken.errors import StorageError, UsageError
-from unspoken.lab.experiment import Experiment, load_experiment
+from unspoken.errors import UsageError
+from unspoken.lab.experiment import NAMED, Experiment, load_experiment
+from unspoken.lab.yamlfile import read_yaml
 
 CELLS, LABEL = "cells", "label"
 
@@ -99,14 +100,7 @@ def load_plan(path: Path) -> Experiment | Sweep:
         StorageError: If the file cannot be read.
         UsageError: If it is neither.
     """
-    try:
-        data = msgspec.yaml.decode(path.read_bytes())
-    except OSError as error:
-        raise StorageError(
-            f"The experiment {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise UsageError(f"The experiment {path} is not valid: {error}.", "See experiments/ for examples.") from error
+    data = read_yaml(path, object, *NAMED)
     if not isinstance(data, dict) or CELLS not in data:
         return load_experiment(path)
     return sweep_of(data, path)
@@ -144,4 +138,4 @@ def _cell(shared: Mapping[str, Any], own: Mapping[str, Any], described: str) -> 
     try:
         return Cell(msgspec.convert(fields, Experiment), str(label))
     except msgspec.ValidationError as error:
-        raise UsageError(f"{described} is not valid: {error}.", "See experiments/ for examples.") from error
+        raise UsageError(f"{described} is not valid: {error}.", NAMED[1]) from error

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import UsageError
+from unspoken.lab.yamlfile import read_yaml
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -184,13 +185,4 @@ def load_training(path: Path) -> Training:
         StorageError: If the file cannot be read.
         UsageError: If it is not a valid configuration.
     """
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Training)
-    except OSError as error:
-        raise StorageError(
-            f"The configuration {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise UsageError(
-            f"The configuration {path} is not valid: {error}.", "See experiments/fusers/ for examples."
-        ) from error
+    return read_yaml(path, Training, "configuration", "See experiments/fusers/ for examples.")

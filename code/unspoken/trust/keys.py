@@ -84,8 +84,8 @@ def require_name(name: str) -> str:
     """
     if re.match(NAME, name) is None:
         raise UsageError(
-            f"'{name}' is no name of a key: it has 1 to 64 letters of the English alphabet, digits, '.', '_' or '-', "
-            "and begins with a letter or digit.",
+            f"'{name}' is no name for a key or a profile: it has 1 to 64 letters of the English alphabet, digits, '.', "
+            "'_' or '-', and begins with a letter or digit.",
             "Choose another name.",
         )
     return name

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from unspoken.engines.protocol import Loading
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import UsageError
+from unspoken.lab.yamlfile import read_yaml
 
 CONDITIONS = (
     "card", "reworded", "unshared", "memory", "dialogue", "brief", "mimicry", "self-written",
@@ -101,13 +102,4 @@ def load_recognition(path: Path) -> RecognitionPlan:
         StorageError: If the file cannot be read.
         UsageError: If it is not a valid study.
     """
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=RecognitionPlan)
-    except OSError as error:
-        raise StorageError(
-            f"The study {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise UsageError(
-            f"The study {path} is not valid: {error}.", "See experiments/identity.yaml for one."
-        ) from error
+    return read_yaml(path, RecognitionPlan, "study", "See experiments/identity.yaml for one.")

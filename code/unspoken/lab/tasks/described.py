@@ -14,11 +14,12 @@ from typing import ClassVar
 
 import msgspec
 
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import UsageError
 from unspoken.lab.tasks.lines import Words, drawn, grouped
 from unspoken.lab.tasks.protocol import Item, Measure, Source
 from unspoken.lab.tasks.rows import DataFiles, load_rows
 from unspoken.lab.tasks.templates import Filled, Row
+from unspoken.lab.yamlfile import read_yaml
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,14 +98,7 @@ class DescribedTask:
             StorageError: If it cannot be read.
             UsageError: If it is no description.
         """
-        try:
-            return msgspec.yaml.decode(Path(self.data).read_bytes(), type=Description)
-        except OSError as error:
-            raise StorageError(
-                f"The task's description {self.data} cannot be read: {error.strerror}.", "Give an existing YAML file."
-            ) from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise UsageError(f"The task's description {self.data} is not valid: {error}.", KEYS) from error
+        return read_yaml(Path(self.data), Description, "task's description", KEYS)
 
     @property
     def version(self) -> str:
