@@ -82,16 +82,15 @@ def need_free_table() -> str:
 
     folder, metrics = committed_sweep("need-free")
     lines = [
-        f"| questions of | asked | chance, % | {' | '.join(f'`{arm}`, %' for arm in TOLD)} | `kv` - `none`, points "
+        f"| questions of | asked | {' | '.join(f'`{arm}`, %' for arm in TOLD)} | `kv` - `none`, points "
         "| content gain, points | none of it within 5 points (TOST) |",
-        f"|---|---:|---:|{'---:|' * (len(TOLD) + 2)}---|",
+        f"|---|---:|{'---:|' * (len(TOLD) + 2)}---|",
     ]
     for of in metrics["cells"].values():
         told, none = of["no_content"], of["against_kv"]["none"]
         cells = [
             of["task"]["version"].partition("/")[0],
             f"{of['items']}{' (pilot)' if of['pilot'] else ''}",
-            f"{100 * of['task']['chance']:.1f}",
             *(_score(of, arm) for arm in TOLD),
             *(points(each["mean"]) + bracket(each, points) for each in (none, of["content_gain"])),
             f"{'shown' if told['equal'] else 'not shown'}{bracket(told, points)}",
