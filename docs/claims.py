@@ -24,7 +24,8 @@ def claims_figure() -> str | None:
     """Return the figure of the newest `claims`; None if no cell is finished."""
     from unspoken.lab.claims_figure import claims_figure as draw
 
-    return draw(claimed()) if claimed() else None
+    cells = claimed()
+    return draw(cells) if cells else None
 
 
 def claimed() -> dict[str, dict[str, Any]]:
@@ -170,11 +171,7 @@ def _whole(asked: list[tuple[str, Any]]) -> str:
     )
     lost = [task for task, cells in of_task.items() if failed_of[task] > cells / 2]
     run = newest_sweep(SWEEPS[0])
-    verdict = "neither shown nor, by the rule set in advance, refuted"
-    if both > len(asked) / 2:
-        verdict = "shown for the most part"
-    if len(lost) > len(of_task) / 2:
-        verdict = "refuted as it was stated"
+    verdict = "refuted as it was stated" if len(lost) > len(of_task) / 2 else "open by the rule set in advance"
     if run is not None and not set(run[1].get("unfinished", ())) <= set(claimed()):
         verdict = "the verdict waits for the other cells"
     return (

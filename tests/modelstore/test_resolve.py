@@ -24,7 +24,6 @@ from unspoken.modelstore.convert import conversion_folder, converted, file_sha25
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = b"GGUF" + bytes(range(256)) * 8
 MEMBER = "tiny_model/tiny.gguf"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
