@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ from runs import ROOT, from_docs, link, newest_sweep, unfinished
 
 FIGURE = ROOT / "docs" / "figures" / "claims.svg"
 STANDS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "open", "not measured": "not measured"}
-SAID = {"holds": "holds", "does not hold": "fails", "not shown": "is open", "not measured": "was not measured"}
 # The second asks anew, and more, what the first asked in pilots.
 SWEEPS = ("claims", "claims-second")
-UNCAPPED, ASKED, SHORT = "text", "text-asked", "text@32"
 WHY = (
     "Why: who does not know the question has to choose what to write, and writes it token by token; who knows it "
     "writes its answer alone, in a few tokens."
@@ -61,22 +58,11 @@ def claims_powered_table() -> str:
 
 def claims_paragraph() -> str:
     """Return what the newest `claims` came to, in words for everybody: where it holds, where it does not, and why."""
-    from unspoken.lab.verdict import listed
+    from unspoken.lab.founding import founding
 
-    cells = _cells()
-    found = [(key, of, claim) for key, of, claims in cells for claim in claims if _tells(of)]
-    silent = [key for key, of, _ in cells if not _tells(of)]
-    parts = [
-        _whole([(key, claim) for key, _, claim in found if claim.arm == ASKED]),
-        *(f"{words}, {_counted(found, arm)}." for arm, words in _KINDS.items()),
-        WHY,
-        f"{sum(of['pilot'] for _, of, _ in cells)} of the {len(cells)} cells are pilots.",
-    ]
-    if silent:
-        parts.append(
-            f"Nothing can be said of {listed(silent)}: the right cache does no better there than another text's."
-        )
-    return " ".join(parts)
+    cells, first = claimed(), newest_sweep(SWEEPS[0])
+    left = first[1].get("unfinished", ()) if first is not None else ()
+    return " ".join([*founding(cells, [key for key in left if key not in cells]).sentences, WHY])
 
 
 def agreement_sentence() -> str:
@@ -95,18 +81,11 @@ def agreement_sentence() -> str:
     return f"Of the answers given alone, {told} are those given in the batch, cell by cell."
 
 
-_KINDS = {
-    SHORT: "Against a message of 32 tokens written without knowing the question",
-    UNCAPPED: "Against a message as long as the sender likes",
-    ASKED: "Against a message written for the question",
-}
-
-
 def _short_table(cells: list[tuple[str, dict[str, Any], tuple[Any, ...]]]) -> str:
+    from unspoken.lab.founding import KINDS
     from unspoken.lab.tables import bracket, points
 
-    arms = (SHORT, UNCAPPED, ASKED)
-    against = " | ".join(f"against `{arm}`" for arm in arms)
+    against = " | ".join(f"against `{arm}`" for arm in KINDS)
     lines = [
         f"| task, model, engine | questions | content gain, points | {against} |",
         "|---|---:|---:|---|---|---|",
@@ -118,7 +97,7 @@ def _short_table(cells: list[tuple[str, dict[str, Any], tuple[Any, ...]]]) -> st
         }
         worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
         asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
-        lines.append(f"| {key} | {asked} | {worth} | {' | '.join(told.get(arm, '-') for arm in arms)} |")
+        lines.append(f"| {key} | {asked} | {worth} | {' | '.join(told.get(arm, '-') for arm in KINDS)} |")
     return "\n".join([*lines, "", claims_runs()])
 
 
@@ -145,44 +124,3 @@ def _cells() -> list[tuple[str, dict[str, Any], tuple[Any, ...]]]:
     from unspoken.lab.verdict import claims
 
     return [(key, of, claims(of)) for key, of in claimed().items()]
-
-
-def _tells(of: dict[str, Any]) -> bool:
-    from unspoken.lab.verdict import judge
-
-    return judge(of).answer == "yes"
-
-
-def _counted(found: list[tuple[str, dict[str, Any], Any]], arm: str) -> str:
-    claims = [claim for *_, claim in found if claim.arm == arm]
-    accuracy, speed = (Counter(getattr(claim, part) for claim in claims) for part in ("accuracy", "speed"))
-    return f"8 points more accuracy {_standings(accuracy)}, twice the speed {_standings(speed)}"
-
-
-def _whole(asked: list[tuple[str, Any]]) -> str:
-    """Apply the rule that the roadmap sets: refuted if it fails against uncapped `text-asked` on most tasks.
-
-    What it is for a task of several cells to fail the rule leaves open; here most of them have to.
-    """
-    both = sum(each.accuracy == each.speed == "holds" for _, each in asked)
-    failed = [key for key, each in asked if "does not hold" in (each.accuracy, each.speed)]
-    of_task, failed_of = (
-        Counter(key.partition("/")[0] for key in keys) for keys in ([key for key, _ in asked], failed)
-    )
-    lost = [task for task, cells in of_task.items() if failed_of[task] > cells / 2]
-    run = newest_sweep(SWEEPS[0])
-    verdict = "refuted as it was stated" if len(lost) > len(of_task) / 2 else "open by the rule set in advance"
-    if run is not None and not set(run[1].get("unfinished", ())) <= set(claimed()):
-        verdict = "the verdict waits for the other cells"
-    return (
-        "The claim is 8 points more accuracy and twice the speed, both, against a message that its sender wrote for "
-        f"the question: it holds in {both} of {len(asked)} cells and fails in {len(failed)}, in most cells of "
-        f"{len(lost)} of {len(of_task)} tasks: {verdict}."
-    )
-
-
-def _standings(counts: Counter[str]) -> str:
-    from unspoken.lab.verdict import listed
-
-    parts = [f"{said} in {counts[standing]}" for standing, said in SAID.items() if counts[standing]]
-    return listed(parts) if parts else "was not tested"

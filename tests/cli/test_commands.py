@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -191,6 +192,9 @@ def test_prove_report_and_run(unspoken: Program, tmp_path: Path) -> None:
     assert folder_of(folder) == files
     assert f"Report: {folder / 'report.html'}" in proved.out
 
+    # Packed in another way, as an older version may have done it: what is evidence stays as it was written.
+    packed = folder / "samples.jsonl.gz"
+    packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()), compresslevel=1, mtime=7))
     before = {name: (folder / name).read_bytes() for name in files}
     (folder / "metrics.json").write_text("{}")
     (folder / "report.html").unlink()
@@ -216,7 +220,7 @@ def test_an_experiment_from_yaml(unspoken: Program, tmp_path: Path) -> None:
 def test_a_sweep_from_yaml_and_its_report(unspoken: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, results = tmp_path / "both.yaml", tmp_path / "results"
     file.write_text(
-        "name: both\nengine: fake\nitems: 12\ntimed_items: 0\narms: [none, kv, kv-deranged]\n"
+        "name: both\nengine: fake\nitems: 12\ntimed_items: 0\narms: [none, text-asked, kv, kv-deranged]\n"
         "cells: [{model: a}, {model: models/b.gguf}]\n"
     )
     (tmp_path / "models").mkdir()
@@ -229,6 +233,8 @@ def test_a_sweep_from_yaml_and_its_report(unspoken: Program, tmp_path: Path, mon
     assert ran.code == 0
     for words in ("private-facts/a/fake", "private-facts/b/fake", "\nkv-deranged ", "Yes, understanding moved"):
         assert words in ran.out
+    assert "\nThe founding claim, 8 points more accuracy and twice the speed at once, " in ran.out
+    assert "It was tested in 2 cells, each a task, a model and an engine." in ran.out
     (folder,) = (path for path in (results / "both").iterdir() if path.is_dir())
     assert ran.out.strip().endswith(f"Report: {folder / 'report.html'}")
 

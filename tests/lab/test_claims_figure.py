@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from unspoken.lab.claims_figure import claims_figure, has_claims
+from unspoken.lab.claims_figure import claims_figure
+from unspoken.lab.founding import has_claims
 
 
 def test_only_cells_with_text_and_a_cache_are_drawn(build: Callable[..., Any]) -> None:

@@ -70,10 +70,20 @@ def show_sweep(study: SweepStudy, as_json: bool) -> None:
         for key, metrics in study.metrics["cells"].items():
             click.echo(f"\n{key}\n")
             show_results(metrics, None, as_json)
+        _show_claim(study)
     if study.unfinished:
         click.echo(f"\nNot finished yet, or run by another process: {', '.join(study.unfinished)}", err=True)
     elif not as_json:
         click.echo(f"\nReport: {study.folder / 'report.html'}")
+
+
+def _show_claim(study: SweepStudy) -> None:
+    """Print what the cells say of the founding claim together, if any of them tests it."""
+    from unspoken.lab.founding import founding, has_claims
+
+    cells = study.metrics["cells"]
+    if has_claims(cells):
+        click.echo(f"\n{' '.join(founding(cells, study.unfinished).sentences)}")
 
 
 def _piloted(sweep: Sweep) -> Sweep:

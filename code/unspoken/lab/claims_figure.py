@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unspoken.lab.drawing import COLOURS, FAINT, INK, MARKS, sheet, style, svg
+from unspoken.lab.founding import ASKED, tells
 from unspoken.lab.metrics import CLAIMED_GAIN, CLAIMED_SPEED
-from unspoken.lab.verdict import judge
 
-# Messages written for the question are hollow.
-ASKED = "text-asked"
 TITLE = "against (hollow: the sender knew the question; *: pilot; †: no content gain shown, counts for neither side)"
 LEFT, ROW, HEAD = 0.27, 34, 118
-
-
-def has_claims(cells: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Tell whether any cell of a sweep tests the claim."""
-    return any(of.get("claims") for of in cells.values())
 
 
 def claims_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
@@ -49,7 +42,7 @@ def claims_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
 def _named(key: str, of: Mapping[str, Any]) -> str:
     """Return a cell's name in two lines: the task, and what it ran on."""
     task, _, on = key.partition("/")
-    silent = " †" if judge(of).answer != "yes" else ""
+    silent = "" if tells(of) else " †"
     return f"{task}{' *' if of['pilot'] else ''}{silent}\n{on.replace('/', ', ')}"
 
 
@@ -66,6 +59,7 @@ def _row(axes: Any, row: int, found: Mapping[str, Mapping[str, Any]], arms: Sequ
 
 
 def _mark(arm: str, arms: Sequence[str]) -> dict[str, Any]:
+    # Messages written for the question are hollow.
     filled = "white" if arm.startswith(ASKED) else COLOURS["text"]
     return {
         "marker": MARKS[arms.index(arm) % len(MARKS)],

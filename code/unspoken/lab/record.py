@@ -184,12 +184,16 @@ class RunFolder:
     def finish(self, samples: Iterable[Sample], metrics: Mapping[str, Any], report: str) -> None:
         """Write samples, report and, last, the metrics that mark the run as finished.
 
+        Samples that lie there packed are the evidence of a finished run, and stay as they were written.
+
         Raises:
             StorageError: If they cannot be written; the run can then be gone on with.
         """
+        packed = self.path / "samples.jsonl.gz"
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
         with writable(self.path):
-            write(self.path / "samples.jsonl.gz", gzip.compress(lines, mtime=0))
+            if not packed.exists():
+                write(packed, gzip.compress(lines, mtime=0))
             write(self.path / "report.html", report.encode())
             write_json(self.path / "metrics.json", metrics)
             (self.path / "samples.jsonl").unlink(missing_ok=True)

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from unspoken.lab import figures
-from unspoken.lab.claims_figure import claims_figure, has_claims
+from unspoken.lab.claims_figure import claims_figure
 from unspoken.lab.curves_figure import curves_figure, has_curves
 from unspoken.lab.drilldown import by_item, packed
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
+from unspoken.lab.founding import founding, has_claims
 from unspoken.lab.frontier import frontier, has_frontier
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import DRAWS
@@ -103,6 +104,7 @@ def render_sweep(sweep: Sweep, metrics: Mapping[str, Any], env: Mapping[str, Any
         sweep=sweep,
         claims=[(cell.key, of["pilot"], each) for cell, of, *_ in told for each in claims(of)],
         figure=Markup(frontier(drawn) if drawn else ""),  # noqa: S704
+        founding=founding(cells),
         claims_figure=Markup(claims_figure(cells) if has_claims(cells) else ""),  # noqa: S704
         curves=Markup(curves_figure(cells) if has_curves(cells) else ""),  # noqa: S704
         # What no arm of any cell has, such as a share of kv's gain without kv, has no column.
