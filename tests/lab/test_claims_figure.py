@@ -7,14 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from unspoken.lab.claims_figure import claims_figure
-from unspoken.lab.founding import has_claims
 
 
 def test_only_cells_with_text_and_a_cache_are_drawn(build: Callable[..., Any]) -> None:
     tested = build({"text@32": "0011", "text-asked": "0111", "kv": "1111", "kv-deranged": "0000"}).metrics
     untested = build({"none": "0000", "kv": "1111"}).metrics
-    assert has_claims({"a": tested, "b": untested})
-    assert not has_claims({"b": untested})
     drawn = claims_figure({"facts/tiny/fake": tested, "reading/tiny/fake": untested})
     assert drawn == claims_figure({"facts/tiny/fake": tested})
     # Two text arms, each with a mark for accuracy, one for time, and one in the legend.

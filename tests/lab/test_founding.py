@@ -89,9 +89,13 @@ def test_each_kind_of_message_is_counted_by_itself() -> None:
     assert "1 of the 2 cells are pilots, too small to tell 5 points." in told
 
 
-def test_without_messages_for_the_question_it_is_not_tested_as_a_whole() -> None:
-    told = founding({"a/tiny/fake": cell("++", arms=("text",))})
+@pytest.mark.parametrize("untold", [cell("++", arms=("text",)), cell("++", gain=0.0)])
+def test_it_takes_messages_for_the_question_and_a_content_gain(untold: Any) -> None:
+    told = founding({"a/tiny/fake": untold})
     assert told.standing == "not tested"
-    assert "that takes the arm text-asked" in told.sentences[0]
+    assert told.sentences[0].endswith("that takes a cell with the arm text-asked and a content gain.")
+
+
+def test_a_sweep_without_text_arms_does_not_test_the_claim() -> None:
     assert has_claims({"a": cell("++")})
     assert not has_claims({"a": {"arms": {}}, "b": cell("++", arms=())})

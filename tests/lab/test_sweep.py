@@ -335,4 +335,4 @@ def test_the_page_of_a_sweep_puts_the_founding_claim_first(plan: Callable[..., A
     assert table.count("<tr><td") == 2
     assert "private-facts/large/fake (pilot)" in table
     assert "text@8" in table
-    assert page.index("was not tested; that takes the arm text-asked. It was tested") < page.index(table)
+    assert page.index("was not tested; that takes a cell with the arm text-asked") < page.index(table)

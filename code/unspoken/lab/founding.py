@@ -82,7 +82,7 @@ def _tested(cells: int, telling: int) -> str:
 def _whole(asked: Mapping[str, Claim], unfinished: Sequence[str]) -> tuple[Decision, str, str]:
     """Return how the claim stands, the same as the end of a sentence, and how that was decided."""
     if not asked:
-        return "not tested", f"was not tested; that takes the arm {ASKED}", ""
+        return "not tested", f"was not tested; that takes a cell with the arm {ASKED} and a content gain", ""
     held = [key for key, each in asked.items() if each.accuracy == each.speed == "holds"]
     failed = [key for key, each in asked.items() if "does not hold" in (each.accuracy, each.speed)]
     tasks, won, lost = (Counter(key.partition("/")[0] for key in keys) for keys in (asked, held, failed))
