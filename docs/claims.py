@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runs import ROOT, from_docs, link, newest_sweep, unfinished
+
+if TYPE_CHECKING:
+    from unspoken.lab.verdict import Claim
 
 FIGURE = ROOT / "docs" / "figures" / "claims.svg"
 STANDS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "open", "not measured": "not measured"}
@@ -60,9 +63,8 @@ def claims_paragraph() -> str:
     """Return what the newest `claims` came to, in words for everybody: where it holds, where it does not, and why."""
     from unspoken.lab.founding import founding
 
-    cells, first = claimed(), newest_sweep(SWEEPS[0])
-    left = first[1].get("unfinished", ()) if first is not None else ()
-    return " ".join([*founding(cells, [key for key in left if key not in cells]).sentences, WHY])
+    left = [key for run in map(newest_sweep, SWEEPS) if run is not None for key in run[1].get("unfinished", ())]
+    return " ".join([*founding(claimed(), left).sentences, WHY])
 
 
 def agreement_sentence() -> str:
@@ -101,6 +103,12 @@ def _short_table(cells: list[tuple[str, dict[str, Any], tuple[Any, ...]]]) -> st
     return "\n".join([*lines, "", claims_runs()])
 
 
+def standings(claim: Claim) -> str:
+    """Return four cells of a table: the gain in accuracy and whether the claim of it holds, and the same for speed."""
+    gain, ratio = claim.accuracy_text.replace(" points", ""), claim.speed_text.replace(" times", "")
+    return f"{gain} | {STANDS[claim.accuracy]} | {ratio} | {STANDS[claim.speed]}"
+
+
 def _lines() -> list[str]:
     from unspoken.lab.tables import bracket, points
 
@@ -112,11 +120,8 @@ def _lines() -> list[str]:
     for key, of, claims in _cells():
         worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
         for claim in claims:
-            lines.append(
-                f"| {key} | {of['items']}{' (pilot)' if of['pilot'] else ''} | {worth} | `{claim.arm}` "
-                f"| {claim.accuracy_text.replace(' points', '')} | {STANDS[claim.accuracy]} "
-                f"| {claim.speed_text.replace(' times', '')} | {STANDS[claim.speed]} |"
-            )
+            asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+            lines.append(f"| {key} | {asked} | {worth} | `{claim.arm}` | {standings(claim)} |")
     return lines
 
 

@@ -40,19 +40,15 @@ def prove_sentence() -> str:
 
 def claims_table() -> str:
     """Return the owner's claims against each text arm, as a Markdown table."""
+    from unspoken.lab.verdict import claims as told
+
     folder, metrics = newest("prove", full=True)
     lines = [
         "| text arm | accuracy of `kv` minus text, points | 8 or more? | time of text / time of `kv` | 2 or more? |",
         "|---|---|---|---|---|",
     ]
-    for arm, claim in metrics["claims"].items():
-        gain, ratio = claim["accuracy_difference"], claim["time_ratio"]
-        lines.append(
-            f"| `{arm}` | {_points(gain)} "
-            f"| {'yes' if claim['accuracy_holds'] else 'not shown'} "
-            f"| {ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}] "
-            f"| {'yes' if claim['time_holds'] else 'not shown'} |"
-        )
+    for claim in told(metrics):
+        lines.append(f"| `{claim.arm}` | {claims.standings(claim)} |")
     return "\n".join([*lines, "", f"Run: {link(folder)}; times from {_timed(metrics)} items run alone."])
 
 

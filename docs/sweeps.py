@@ -143,8 +143,8 @@ def _points(interval: dict[str, Any]) -> str:
 
 
 def _part(interval: dict[str, Any]) -> str:
-    """Return a share of what reading gains; where reading gains next to nothing there is none to tell."""
-    if interval["mean"] is None or interval["high"] - interval["low"] > 2:
+    """Return a share of what reading gains; where reading is not shown to gain there is none to tell."""
+    if interval["mean"] is None:
         return "-"
     low, high = (f"{100 * interval[end]:.0f}" for end in ("low", "high"))
     return f"{100 * interval['mean']:.0f} [{low}, {high}]"

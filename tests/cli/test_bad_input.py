@@ -166,7 +166,16 @@ BAD_INPUT: dict[str, tuple[Case, str]] = {
     "control characters in YAML": (_yaml("\x00\x1b[2J"), "is not valid"),
     "missing YAML": (lambda made, into: ("run", into / "no.yaml", "--results", into), "no.yaml cannot be read"),
     "report of nothing": (lambda made, into: ("report", into), "is no run folder"),
-    "report of an unfinished run": (_report(), "is unfinished: 0 of its cells"),
+    "report of an unfinished run": (_report(), "is unfinished: 0 of its samples"),
+    "an experiment's seed below 0": (_yaml("seed: -1\n"), "seed is -1, expected 0 or more"),
+    "a data file with a name that none can have": (
+        _yaml('engine: fake\ntask: reading\ndata: "a\\0b"\n'),
+        "cannot be read: embedded null byte",
+    ),
+    "a model file with a name that none can have": (
+        _yaml(f"model: {'x' * 400}.gguf\nengine: llamacpp\n"),
+        "There is no model file",
+    ),
     "report of a run with a bad configuration": (_report(config=b"items: many"), "is damaged: Expected `int`"),
     "report of a run with a bad record": (_report(env=b"{"), "is damaged"),
     "report of a run with bad samples": (_report(samples=b'{"a": 1}\n'), "is damaged"),

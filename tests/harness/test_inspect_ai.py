@@ -94,9 +94,34 @@ def test_tools_and_settings_that_are_not_there_are_refused() -> None:
     for config in ({"top_k": 3}, {"num_choices": 2}, {"logprobs": True}, {"frequency_penalty": 0.5}):
         with pytest.raises(UsageError, match=f"The task sets '{next(iter(config))}'"):
             _limits(GenerateConfig(**config))
+    for config in ({"top_k": 1}, {"frequency_penalty": 1.0}, {"presence_penalty": 1.0}, {"num_choices": True}):
+        with pytest.raises(UsageError, match=f"The task sets '{next(iter(config))}'"):
+            _limits(GenerateConfig.model_construct(**config))
+    assert _limits(GenerateConfig(num_choices=1, best_of=1, frequency_penalty=0.0)) == Limits(64)
     told = GenerateConfig(max_tokens=5, stop_seqs=["x", ""], temperature=0.5, top_p=0.9, seed=2)
     assert _limits(told) == Limits(5, ("x",), 0.5, 0.9, 2)
     assert _limits(GenerateConfig()) == Limits(64)
+
+
+def test_every_epoch_is_drawn_anew_and_the_same_again_in_another_run() -> None:
+    seeds: list[tuple[str, int]] = []
+
+    class Watched(Pair):
+        def replies(self, asks: Any, limits: Limits) -> Any:
+            seeds.append((asks[0].question, limits.seed))
+            return super().replies(asks, limits)
+
+    def run() -> None:
+        api = PairAPI("any", pair=Watched(FakeEngine(), "kv"))
+        for question in (WHO, WHO, "What colour is it?", WHO):
+            _generated(api, [ChatMessageUser(content=MILL), ChatMessageUser(content=question)], temperature=0.9, seed=5)
+        _generated(api, [ChatMessageUser(content=MILL), ChatMessageUser(content=WHO)], seed=5)
+
+    run()
+    # Without temperature there is nothing to draw.
+    assert [seed for _, seed in seeds] == [5, 6, 5, 7, 5]
+    run()
+    assert seeds[:5] == seeds[5:]
 
 
 def test_the_wrong_columns_need_a_text_they_come_from(tmp_path: Path) -> None:

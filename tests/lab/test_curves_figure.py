@@ -73,3 +73,11 @@ def test_each_kind_of_curve_is_a_panel_and_the_same_cells_give_the_same_bytes(
     assert drawn == curves_figure({"hops": hops} | lengths)
     longer = lengths | {"long": of_length(build, 20, 800.0)}
     assert drawn != curves_figure({"hops": hops} | longer)
+
+
+def test_models_have_panels_of_their_own(build: Callable[..., Any], hops: dict[str, Any]) -> None:
+    other = copy.deepcopy(hops) | {"model": {"name": "other"}}
+    alone = curves_figure({"a/tiny/fake": hops})
+    both = curves_figure({"a/tiny/fake": hops, "a/other/fake": other})
+    width = lambda drawn: float(drawn.partition('width="')[2].partition("pt")[0])  # noqa: E731
+    assert width(both) == 2 * width(alone)

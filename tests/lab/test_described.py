@@ -90,6 +90,28 @@ def test_a_choice_is_right_by_its_number_or_by_its_words(describe: Describe, tar
     assert (item.gold, item.options) == ("Piet", ("Ola", "Piet"))
 
 
+@pytest.mark.parametrize(
+    ("choices", "target", "gold"),
+    [(["1990", "1991"], "1991", "1991"), (["3", "1"], "1", "1"), (["red", "2"], "0", "red"), (["4", "5"], "1", "5")],
+)
+def test_choices_that_are_numbers_are_taken_for_what_they_are(
+    describe: Describe, choices: list[str], target: str, gold: str
+) -> None:
+    line = LINES[0] | {"names": choices, "label": target}
+    (item,) = _items(describe(CHOICE, [line]), 1).values()
+    assert item.gold == gold
+
+
+def test_a_target_that_could_be_either_has_to_be_told(describe: Describe) -> None:
+    line = LINES[0] | {"names": ["7", "2", "5"], "label": "2"}
+    error = _refused(lambda: describe(CHOICE, [line]).sources(1, 0))
+    assert "is one of the choices ['7', '2', '5'] and the number of another" in error.problem
+    for meant, gold in (("choice", "2"), ("number", "5")):
+        assert next(iter(_items(describe(CHOICE, [line], target_is=meant), 1).values())).gold == gold
+    error = _refused(lambda: describe(CHOICE, [line | {"label": "7"}], target_is="number").sources(1, 0))
+    assert "which is no number of these" in error.problem
+
+
 def test_choices_may_be_the_same_for_all_rows(describe: Describe) -> None:
     items = _items(describe(CHOICE, doc_to_choice=["Ola", "Piet", "Runa"], doc_to_target="right"))
     assert {item.options for item in items.values()} == {("Ola", "Piet", "Runa")}
@@ -162,8 +184,8 @@ def test_a_field_that_is_null_is_refused(describe: Describe) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ({"label": 2}, "gives '2' for row 1, which is not a number of a choice"),
-        ({"label": "Anna"}, "gives 'Anna' for row 1, which is not one of the choices"),
+        ({"label": 2}, "gives '2' for row 1, which is neither one of the choices nor the number of one"),
+        ({"label": "Anna"}, "gives 'Anna' for row 1, which is neither one of the choices nor the number of one"),
         ({"names": ["Ola"]}, r"`doc_to_choice` of .* gives \['Ola'\]"),
         ({"names": ["Ola", " Ola"]}, "`doc_to_choice` of .* gives"),
         ({"names": ["Ola", " "]}, "`doc_to_choice` of .* gives"),
@@ -196,7 +218,8 @@ def test_any_template_is_filled_in_or_refused_in_words(text: str) -> None:
 def test_local_lines_are_read_without_the_library(describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert len(_items(describe(OPEN))) == 3
-    error = _refused(lambda: describe(OPEN, dataset_path="rajpurkar/squad", dataset_kwargs=None).sources(1, 0))
+    hub = describe(OPEN, dataset_path="rajpurkar/squad", dataset_kwargs=None)
+    error = _refused(lambda: hub.sources(1, 0), kind=StorageError)
     assert "not installed" in error.problem
     assert 'pip install "unspoken[datasets]"' in error.hint
 
@@ -267,12 +290,56 @@ def test_lists_of_a_parquet_file_are_choices(describe: Describe, library: Any, t
 
 
 def test_a_data_set_that_is_not_to_be_had_says_so(describe: Describe, library: Any, tmp_path: Path) -> None:
-    error = _refused(lambda: describe(OPEN, dataset_path="nobody/nothing", dataset_kwargs=None).sources(1, 0))
+    unknown = describe(OPEN, dataset_path="nobody/nothing", dataset_kwargs=None)
+    error = _refused(lambda: unknown.sources(1, 0), kind=StorageError)
     assert error.problem.startswith("The data set 'nobody/nothing' cannot be loaded: ")
     (tmp_path / "crew.parquet").write_bytes(b"no table")
     files = {"data_files": "crew.parquet"}
-    error = _refused(lambda: describe(OPEN, dataset_path="parquet", dataset_kwargs=files).sources(1, 0))
+    broken = describe(OPEN, dataset_path="parquet", dataset_kwargs=files)
+    error = _refused(lambda: broken.sources(1, 0), kind=StorageError)
     assert error.problem.startswith("The data set 'parquet' cannot be loaded: ")
+
+
+@pytest.mark.parametrize(
+    ("says", "path", "files"),
+    [
+        ({"dataset_path": "csv", "data_files": "https://example.org/a.csv"}, "csv", "https://example.org/a.csv"),
+        ({"dataset_path": "nobody/set", "data_files": "data/train.jsonl"}, "nobody/set", "data/train.jsonl"),
+        ({"dataset_path": "json", "data_files": "hf://datasets/a/b/x.jsonl"}, "json", "hf://datasets/a/b/x.jsonl"),
+    ],
+)
+def test_addresses_and_a_hubs_own_files_are_passed_on_as_they_are(
+    describe: Describe, library: Any, monkeypatch: pytest.MonkeyPatch, says: dict[str, str], path: str, files: str
+) -> None:
+    asked = []
+
+    def load(where: str, name: str | None, data_files: Any) -> Any:
+        asked.append((where, data_files))
+        return {"train": library.Dataset.from_list(LINES)}
+
+    monkeypatch.setattr(library, "load_dataset", load)
+    named = {"dataset_path": says["dataset_path"], "dataset_kwargs": {"data_files": says["data_files"]}}
+    assert len(_items(describe(OPEN, **named))) == 3
+    assert asked == [(path, {"train": [files]})]
+
+
+def test_files_of_a_folder_are_relative_to_the_description(
+    describe: Describe, library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    library.Dataset.from_list(LINES).to_json(str(tmp_path / "set" / "few.jsonl"))
+    task = describe(OPEN, dataset_path="set", dataset_kwargs={"data_files": "set/few.jsonl"})
+    monkeypatch.chdir(tmp_path.parent)
+    relative = build_task("described", f"{tmp_path.name}/{Path(task.data).name}")
+    assert len(_items(relative)) == 3
+
+
+def test_a_pattern_stands_for_all_its_files(describe: Describe, tmp_path: Path) -> None:
+    task = describe(OPEN, dataset_kwargs={"data_files": "part-*.jsonl"})
+    assert "no data file" in _refused(lambda: task.sources(1, 0), kind=StorageError).problem
+    for at, line in enumerate(LINES):
+        (tmp_path / f"part-{at}.jsonl").write_text(f"{json.dumps(line)}\n")
+    assert task.sources(3, 0) == describe(OPEN).sources(3, 0)
 
 
 def test_the_committed_harbours_can_be_answered_from_their_texts_and_only_there() -> None:

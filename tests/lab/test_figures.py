@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unspoken.lab import drawing, figures
 from unspoken.lab.frontier import frontier, has_frontier
@@ -32,6 +36,25 @@ def test_same_figures_give_same_bytes(name: str, usual: Any) -> None:
     assert "<dc:date>" not in first
     assert ET.fromstring(first).tag.endswith("svg")  # noqa: S314
     assert all(f'id="{name}-' in line for line in first.splitlines() if ' id="' in line)
+
+
+@given(st.lists(st.integers(0, 30_000), min_size=1, max_size=14))
+def test_who_moves_more_bytes_never_stands_further_left(counts: list[int]) -> None:
+    sizes = {f"arm-{at}": count for at, count in enumerate(counts)}
+    zero, places = drawing.byte_places(sizes)
+    for one, other in itertools.permutations(sizes, 2):
+        if sizes[one] < sizes[other]:
+            assert places[one] < places[other]
+    assert all(places[arm] > zero + drawing.ZERO_GAP / 2 for arm, count in sizes.items() if count)
+    if len(set(counts)) == len(counts) == 1:
+        assert places["arm-0"] == pytest.approx(math.log10(counts[0]) if counts[0] else zero)
+
+
+def test_equal_sizes_stand_side_by_side() -> None:
+    for other, apart in ((10, drawing.DODGE), (90_000, drawing.LEAST_DODGE)):
+        _, places = drawing.byte_places({"kv": 100_000, "kv-zero": 100_000, "text": other})
+        assert places["kv-zero"] - places["kv"] == pytest.approx(apart)
+        assert places["text"] == pytest.approx(math.log10(other))
 
 
 def test_readme_figure_is_compact(usual: Any) -> None:

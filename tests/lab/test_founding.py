@@ -66,6 +66,15 @@ def test_cells_without_a_content_gain_count_for_neither_side() -> None:
     assert "Nothing can be said of c/tiny/fake, d/tiny/fake and e/tiny/fake" in words
 
 
+def test_tasks_without_a_content_gain_are_tasks_all_the_same() -> None:
+    silent = {f"{task}/tiny/fake": cell("++", gain=0.0) for task in "bcd"}
+    for asked in ("++", "--"):
+        told = founding(cells(a=asked) | silent)
+        assert told.standing == "open"
+        assert "most cells of" in told.sentences[2]
+        assert "of 4 tasks" in told.sentences[2]
+
+
 def test_nothing_is_decided_before_all_cells_are_in() -> None:
     told = founding(cells(a="--", b="--"), ("c/tiny/fake",))
     assert told.standing == "open"

@@ -83,6 +83,8 @@ def test_examples_are_those_that_tell(build: Callable[..., Any]) -> None:
     run = build(rows, per_source=4)
     # Source 00: its third item is the first that only kv got right; 02: its last; 01 has none.
     assert [each.item for each in examples(run.samples, run.experiment.arms)] == ["00-002", "02-011", "01-004"]
+    fused = build({"fused:x": rows["kv"], "fused-deranged:x": rows["kv-deranged"]}, per_source=4)
+    assert [each.item for each in examples(fused.samples, fused.experiment.arms)] == ["00-002", "02-011", "01-004"]
     few = build({"kv": "11"})
     assert [each.item for each in examples(few.samples, few.experiment.arms)] == ["00-000", "00-001"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from unspoken.cli.report import rebuilt
 from unspoken.engines.fake import FakeEngine
 from unspoken.errors import StorageError, UsageError
 from unspoken.lab.arms import DEFAULT_ARMS
@@ -16,6 +17,7 @@ from unspoken.lab.experiment import Experiment, load_experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.record import RunFolder, Sample, open_finished
 from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
+from unspoken.lab.study import expected, run_study
 
 SMALL = Experiment(
     name="small",
@@ -72,7 +74,7 @@ def _timeless(samples: list[Sample]) -> dict[tuple[str, str, bool], Any]:
 
 
 def _folder(tmp_path: Path) -> RunFolder:
-    (path,) = (tmp_path / "small").iterdir()
+    (path,) = (each for each in (tmp_path / "small").iterdir() if each.is_dir())
     return RunFolder(path)
 
 
@@ -318,3 +320,58 @@ def test_what_was_written_last_is_kept_of_text_that_is_handed_on(run: Callable[.
     assert all(kept["relay@3:text@16"])
     # Nothing was written on the way of columns, and the text itself is in the run already.
     assert set(kept["relay@3:kv"]) == set(kept["full-text"]) == {None}
+
+
+def test_a_run_that_is_not_all_there_is_not_reported_as_finished(
+    run: Callable[..., list[Sample]], tmp_path: Path
+) -> None:
+    # Ends after the first source's batch: every arm has answered its questions.
+    with pytest.raises(KeyboardInterrupt):
+        run(watch=Killer(after=len(SMALL.arms)))
+    folder = _folder(tmp_path)
+    held = folder.samples()
+    assert len(held) == 6 * len(SMALL.arms)
+    with pytest.raises(UsageError, match="is unfinished: 24 of its samples are there, and it has 52 at least"):
+        rebuilt(folder.path)
+    assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "env.json", "samples.jsonl"}
+    # All but the timed ones are no more a finished run.
+    with pytest.raises(KeyboardInterrupt):
+        run(watch=Killer(after=len(SMALL.arms)))
+    with pytest.raises(UsageError, match="is unfinished: 48 of"):
+        rebuilt(folder.path)
+    assert expected(SMALL, run()) == 52
+
+
+def test_samples_packed_too_early_are_gone_on_with_and_none_is_lost(
+    run: Callable[..., list[Sample]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(watch=Killer(after=len(SMALL.arms)))
+    folder = _folder(tmp_path)
+    folder.finish(folder.samples(), {}, "")
+    (folder.path / "metrics.json").unlink()
+    samples = run()
+    assert len(samples) == len({sample.cell for sample in samples}) == 52
+    folder.finish(samples, {}, "")
+    assert _timeless(folder.samples()) == _timeless(samples)
+    assert not (folder.path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(("name", "data"), [("samples.jsonl", b'{"a": 1}\n'), ("env.json", b"")])
+def test_a_damaged_run_is_not_gone_on_with(
+    run: Callable[..., list[Sample]], tmp_path: Path, name: str, data: bytes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(watch=Killer(after=1))
+    (_folder(tmp_path).path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=r"is damaged: .*delete it and run it again"):
+        run()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    experiment = msgspec.structs.replace(SMALL, engine="fake")
+    study = run_study(experiment, tmp_path, Killer())
+    (study.folder / "metrics.json").unlink()
+    with RunFolder(study.folder).alone(), pytest.raises(UsageError, match="Another process is running"):
+        run_study(experiment, tmp_path, Killer())
+    assert run_study(experiment, tmp_path, Killer()).folder == study.folder

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from unspoken.lab.statistics import ClusterBootstrap, holm, mcnemar, spread
+from unspoken.lab.statistics import ClusterBootstrap, geometric, holm, mcnemar, spread, student
 
 CLUSTERS = ["a", "a", "a", "b", "c", "c", "d", "d"]
 VALUES = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5]
@@ -182,3 +183,28 @@ def test_mcnemar_is_another_librarys_binomial_test(only_left: int, only_right: i
     right = [False] * only_left + [True] * only_right + [True, False] * 5
     expected = stats.binomtest(only_left, only_left + only_right).pvalue
     assert mcnemar(left, right) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_students_t_is_scipys(level: float) -> None:
+    for freedom in (*range(1, 12), 31, 200):
+        assert student(freedom, level) == pytest.approx(float(stats.t.ppf((1 + level) / 2, freedom)), rel=1e-9)
+
+
+def test_a_few_ratios_by_hand() -> None:
+    # Logarithms 0 and 1: mean 1/2, standard error 1/2, t of one degree of freedom 12.706.
+    found = geometric([1.0, math.e])
+    assert found.mean == pytest.approx(math.exp(0.5))
+    assert found.low == pytest.approx(math.exp(0.5 - 12.7062 / 2), rel=1e-4)
+    assert found.high == pytest.approx(math.exp(0.5 + 12.7062 / 2), rel=1e-4)
+    single, none = geometric([3.0]), geometric([])
+    assert single.mean == pytest.approx(3.0)
+    assert all(map(math.isnan, (single.low, single.high, none.mean, none.low)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_intervals_of_a_few_ratios_cover_as_often_as_they_say(count: int) -> None:
+    rng = np.random.default_rng(20261129)
+    found = [geometric(row) for row in np.exp(rng.normal(0.7, 0.2, (2000, count))).tolist()]
+    covered = np.mean([each.low <= math.exp(0.7) <= each.high for each in found])
+    assert covered == pytest.approx(0.95, abs=0.015)

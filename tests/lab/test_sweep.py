@@ -325,6 +325,23 @@ def test_a_pilot_of_what_is_not_here_is_refused(plan: Callable[..., Any]) -> Non
         pilot(plan("name: claims\nengine: fake\narms: [nonsense]\ncells:\n  - {model: small}\n"))
 
 
+def test_a_pilot_is_of_the_cells_asked_for_and_names_one_that_cannot_be_run(plan: Callable[..., Any]) -> None:
+    sweep = plan("name: claims\nengine: fake\ncells:\n  - {model: small}\n  - {model: other, arms: [nonsense]}\n")
+    assert [cell.key for cell in pilot(sweep, ["small"])[0].cells] == ["private-facts/small/fake"]
+    with pytest.raises(UsageError, match="The cell private-facts/other/fake cannot be run: There is no channel named"):
+        pilot(sweep)
+
+
+def test_a_pilot_asks_about_two_texts_though_one_has_questions_enough(plan: Callable[..., Any], tmp_path: Path) -> None:
+    texts = [
+        {"context": f"Text {at}.", "qas": [{"question": f"{n}?", "answers": ["x"]} for n in range(14)]} for at in (0, 1)
+    ]
+    (tmp_path / "two.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
+    line = f"  - {{model: small, task: reading, data: {tmp_path}/two.jsonl}}\n"
+    (cell,) = pilot(plan(f"name: claims\nengine: fake\nitems: 28\narms: [kv, kv-deranged]\ncells:\n{line}"))[0].cells
+    assert cell.experiment.items == 15
+
+
 def test_the_page_of_a_sweep_puts_the_founding_claim_first(plan: Callable[..., Any], tmp_path: Path) -> None:
     sweep = plan(
         "name: claims\nengine: fake\nitems: 12\ntimed_items: 2\narms: [none, text@8, kv, kv-deranged]\ncells:\n"

@@ -13,7 +13,7 @@ from unspoken.channels import CHANNELS
 from unspoken.channels.activation import HOW
 from unspoken.channels.compose import COMPOSERS
 from unspoken.channels.scorers import SCORERS
-from unspoken.lab import tables
+from unspoken.lab import columns, tables
 from unspoken.lab.arms import CONTROLS
 
 
@@ -23,7 +23,7 @@ def test_terminal_and_markdown_show_the_same_cells(usual: Any) -> None:
     shown = console.export_text()
     written = tables.markdown(usual.metrics).replace("\\*", "*")
     for row in tables.rows(usual.metrics):
-        for column in tables.COMPACT:
+        for column in columns.COMPACT:
             text = row.cells[column.key].text.strip()
             assert text in shown
             assert f"| {text} |" in written
@@ -38,7 +38,7 @@ def test_terminal_fits_eighty_columns(usual: Any) -> None:
 def test_markdown_is_a_table(usual: Any) -> None:
     lines = tables.markdown(usual.metrics).splitlines()
     bars = {line.count("|") for line in lines if line.startswith("|")}
-    assert bars == {len(tables.COMPACT) + 1}
+    assert bars == {len(columns.COMPACT) + 1}
     assert sum(line.startswith("|") for line in lines) == 2 + 5
 
 
@@ -147,7 +147,7 @@ def test_small_numbers() -> None:
 
 def test_frontier_table_measures_every_arm_by_kv(build: Callable[..., Any]) -> None:
     rows = {"none": "0000", "text@8": "1100", "kv": "1110", "kv+int8": "1100", "kv-deranged": "1000"}
-    metrics = build(rows, per_source=1).metrics
+    metrics = build({arm: row * 8 for arm, row in rows.items()}, per_source=4).metrics
     metrics["arms"]["kv+int8"]["bytes"] = metrics["arms"]["kv"]["bytes"] / 2
     cells = {row.arm: row.cells for row in tables.rows(metrics)}
     assert [cells[arm]["bytes_share"].text for arm in ("none", "kv", "kv+int8")] == ["0.0", "100.0", "50.0"]
@@ -156,11 +156,36 @@ def test_frontier_table_measures_every_arm_by_kv(build: Callable[..., Any]) -> N
     assert cells["text@8"]["gain_share"].text == tables.MISSING
     assert cells["kv"]["score"].text == cells["kv"]["accuracy"].text
     written = tables.frontier_markdown(metrics)
-    assert {line.count("|") for line in written.splitlines()} == {len(tables.FRONTIER) + 1}
+    assert {line.count("|") for line in written.splitlines()} == {len(columns.FRONTIER) + 1}
 
 
 def test_the_short_table_of_open_answers_shows_f1_in_place_of_what_was_said(usual: Any) -> None:
-    columns, note = tables.compact(usual.metrics | {"measure": "f1"})
-    assert [column.key for column in columns][:3] == ["arm", "accuracy", "f1"]
+    shown, note = columns.compact(usual.metrics | {"measure": "f1"})
+    assert [column.key for column in shown][:3] == ["arm", "accuracy", "f1"]
+    assert shown[-1].title.startswith("F1 vs kv")
     assert "F1" in note
-    assert tables.compact(usual.metrics)[0] == tables.COMPACT
+    assert "right or wrong" in note
+    assert columns.compact(usual.metrics)[0] == columns.COMPACT
+
+
+def test_the_full_table_has_the_columns_of_its_measure(usual: Any) -> None:
+    def shown(**more: Any) -> dict[str, columns.Column]:
+        return {column.key: column for column in columns.full(usual.metrics | more)}
+
+    options, said, words = shown(), shown(measure="contained"), shown(measure="f1", subject="fused:x")
+    assert "most probable" in options["accuracy"].hint
+    assert "contained" in options
+    assert "stands in the words" in said["accuracy"].hint
+    assert not {"contained"} & (said.keys() | words.keys())
+    assert "own" in shown(twins={"questions": 8})["accuracy"].hint
+    # Differences are those of the score that stands beside them.
+    assert list(words)[4] == "score"
+    assert words["vs_kv_interval"].title == "F1 difference to fused, points"
+    assert "score" not in options.keys() | said.keys()
+    assert not any("{" in column.hint for column in options.values())
+
+
+def test_few_bytes_are_not_shown_as_none(build: Callable[..., Any]) -> None:
+    metrics = build({"none": "00", "text@8": "11", "kv": "11"}).metrics
+    shares = {row.arm: row.cells["bytes_share"].text for row in tables.rows(metrics)}
+    assert shares == {"none": "0.0", "text@8": "<0.1", "kv": "100.0"}

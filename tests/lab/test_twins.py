@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 
 from unspoken.errors import UsageError
 from unspoken.lab.arms import derangement
+from unspoken.lab.compare import compare, open_run
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.metrics import compute
-from unspoken.lab.record import Sample
+from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.tasks import build_task
 from unspoken.lab.tasks.protocol import cluster_of, state_of, twin_id, words_of
 from unspoken.lab.twins import TIE, paired, summary
@@ -152,3 +155,20 @@ def test_an_unknown_state_of_mind_is_refused() -> None:
         build_task("unsaid:moods")
     with pytest.raises(UsageError, match="600 questions"):
         build_task("unsaid:sense").sources(2000, 1)
+
+
+def test_two_runs_are_compared_by_their_pairs(tmp_path: Path) -> None:
+    told_apart = {f"w{at}": (2.0, -1.0) for at in range(8)}
+    runs = []
+    for name, margins in (("all", told_apart), ("half", told_apart | {f"w{at}": (1.0, -2.0) for at in range(4)})):
+        path = tmp_path / name
+        path.mkdir()
+        folder = RunFolder.start(path, Experiment(items=16, arms=("kv",), timed_items=0), {})
+        folder.append(samples := twins(margins))
+        folder.finish(samples, {}, "")
+        runs.append(open_run(path))
+    found = compare(*runs)
+    # Single answers are right half the time in both: of those, nothing could be told.
+    assert (found["paired"], found["items"]) == (True, 8)
+    assert (found["arms"]["kv"]["left"], found["arms"]["kv"]["right"]) == (1.0, 0.5)
+    assert found["arms"]["kv"]["p"] == 2 / 16

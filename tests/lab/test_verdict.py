@@ -19,6 +19,7 @@ def figures(low: float, high: float, p: float | None = 1e-4, **more: Any) -> dic
         "items": 640,
         "arms": {arm: {"n": 640, "accuracy": rate, "failures": 0} for arm, rate in arms.items()},
         "content_gain": {"mean": mean, "low": low, "high": high, "p": p},
+        "reading_gain": {"mean": 0.7, "low": 0.6, "high": 0.8},
     }
     return base | more
 
@@ -61,11 +62,33 @@ def test_pilot_cannot_show_that_nothing_moved() -> None:
 
 
 def test_task_on_which_reading_does_not_help_cannot_show_that_nothing_moved() -> None:
-    found = figures(0.0, 0.0, 1.0)
-    found["arms"]["full-text"]["accuracy"] = 0.2
+    found = figures(0.0, 0.0, 1.0, reading_gain={"mean": 0.02, "low": -0.01, "high": 0.05})
     verdict = judge(found)
     assert verdict.answer == "not shown"
-    assert "reading the text itself did not help" in verdict.sentences[0]
+    assert "reading the text itself is not shown to help" in verdict.sentences[0]
+    worse = judge(found | {"content_gain": {"mean": -0.2, "low": -0.3, "high": -0.1, "p": 0.001}})
+    assert worse.answer == "no"
+    assert "cannot tell" not in worse.sentences[0]
+
+
+def test_what_reading_does_has_to_be_known_to_say_that_nothing_moved() -> None:
+    found = figures(0.0, 0.0, 1.0)
+    del found["reading_gain"]
+    assert judge(found).answer == "not shown"
+
+
+def test_twins_are_told_apart_by_what_reading_cannot_show() -> None:
+    nothing = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    verdict = judge(figures(-0.02, 0.02, 1.0, reading_gain=nothing, twins={"questions": 640}))
+    assert verdict.answer == "no"
+    assert "cannot tell" not in judge(figures(-0.1, 0.2, 0.5, reading_gain=nothing, twins={})).sentences[0]
+
+
+def test_numbers_beside_the_claim_are_told_from_it() -> None:
+    (claim,) = claims(figures(0.1, 0.2, claims={"text": claimed(0.0, 0.0796, (1.5, 1.958), 8)}))
+    assert (claim.accuracy, claim.speed) == ("does not hold", "does not hold")
+    assert claim.accuracy_text.endswith("[0.0, 7.96]")
+    assert claim.speed_text == "1.7 times [1.5, 1.96]"
 
 
 def test_numbers_stand_in_the_sentence() -> None:

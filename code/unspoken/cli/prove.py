@@ -29,7 +29,7 @@ results_option = click.option(
 @click.option("--full", is_flag=True, help="624 items instead of a pilot of 48: about an hour on two cores.")
 @click.option("--items", type=click.IntRange(min=2), help="Another number of items.")
 @click.option("--arms", help="Arms to run, separated by commas; by default all twelve.")
-@click.option("--seed", type=int, help="Another draw of facts.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another draw of facts.")
 @click.option("--model", help="Name, folder, .gguf file or hub id.")
 @click.option("--engine", help="What runs the model.")
 @loading_options

@@ -53,14 +53,14 @@ def rebuilt(folder: Path) -> Study:
         UsageError: If there is no run in it, or it is damaged or unfinished.
     """
     from unspoken.lab.record import open_finished
-    from unspoken.lab.study import close_study
+    from unspoken.lab.study import close_study, expected
 
     opened = open_finished(folder)
     experiment, samples, _ = opened.contents()
-    together = {(sample.item, sample.arm) for sample in samples if not sample.alone}
-    items = {item for item, _ in together}
-    if not items or len(together) != len(items) * len(experiment.arms):
+    there, wanted = len({sample.cell for sample in samples}), expected(experiment, samples)
+    if there < wanted:
         raise UsageError(
-            f"The run in {folder} is unfinished: {len(together)} of its cells are there.", "Start it again; it goes on."
+            f"The run in {folder} is unfinished: {there} of its samples are there, and it has {wanted} at least.",
+            "Start it again; it goes on.",
         )
     return close_study(opened, experiment, samples)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option("--cells", multiple=True, help="Run only the cells of a sweep with this in their name; may be repeated.")
-@click.option("--pilot", is_flag=True, help="Ask a dozen questions in each cell whose data and models are here.")
+@click.option("--pilot", is_flag=True, help="Ask a dozen questions, in each cell whose data and models are here.")
 @click.option("--ray", help="Run on the workers of a Ray cluster: HOST:PORT, auto, or local to start one here.")
 @click.option("--workers", type=click.IntRange(min=1), help="How many, with --ray; each has a model.  [default: 2]")
 @results_option
@@ -32,19 +32,17 @@ def run(experiment: Path, cells: tuple[str, ...], pilot: bool, ray: str | None, 
     A file with `cells` is a sweep: several experiments in one run folder. Two processes may run it at the same time,
     each with other cells. With --ray, batches of questions go to workers on any number of machines.
     """
-    from unspoken.lab.sweep import Sweep, load_plan
+    from unspoken.lab.sweep import Cell, Sweep, load_plan
 
     plan = load_plan(experiment)
     if cells and not isinstance(plan, Sweep):
         raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --cells out.")
-    if pilot and not isinstance(plan, Sweep):
-        raise UsageError(f"{experiment} is one experiment and has no cells.", "Leave --pilot out, and give few items.")
     if ray is None and workers is not None:
         raise UsageError("Workers are those of a cluster.", "Give --ray local, say, with --workers.")
     host = None if ray is None else _cluster(ray, workers or 2)
+    if pilot:
+        plan = _piloted(plan if isinstance(plan, Sweep) else Sweep(plan.name, (Cell(plan),)), cells)
     if isinstance(plan, Sweep):
-        if pilot:
-            plan = _piloted(plan)
         conduct_sweep(plan, results, cells, as_json, host)
     else:
         conduct(plan, results, as_json, host)
@@ -86,11 +84,11 @@ def _show_claim(study: SweepStudy) -> None:
         click.echo(f"\n{' '.join(founding(cells, study.unfinished).sentences)}")
 
 
-def _piloted(sweep: Sweep) -> Sweep:
-    """Return the small version of a sweep, and say what is not in it."""
+def _piloted(sweep: Sweep, wanted: tuple[str, ...]) -> Sweep:
+    """Return the small version of a sweep's cells that are wanted, and say which of them are not in it."""
     with quick_start():
         from unspoken.lab.sweeprun import pilot
-    small, left = pilot(sweep)
+    small, left = pilot(sweep, wanted)
     for each in left:
         click.echo(each, err=True)
     return small

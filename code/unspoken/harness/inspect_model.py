@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ FOREIGN = (
     "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "top_k", "num_choices", "logprobs",
     "top_logprobs", "prompt_logprobs", "reasoning_effort", "reasoning_tokens", "response_schema",
 )  # fmt: skip
+COUNTS = ("best_of", "num_choices")
 
 
 class PairAPI(ModelAPI):  # type: ignore[misc]  # Inspect is not read for types.
@@ -66,6 +68,7 @@ class PairAPI(ModelAPI):  # type: ignore[misc]  # Inspect is not read for types.
         further = {} if stand_in is None else {"stand_in": _text(stand_in)}
         self._pair = pair or load_pair(model_name, channel, engine, {**others, **further})
         self._turn = anyio.Lock()
+        self._drawn: Counter[tuple[Ask, Limits]] = Counter()
 
     def max_connections(self) -> int:
         """Return 1: there is one model."""
@@ -86,7 +89,10 @@ class PairAPI(ModelAPI):  # type: ignore[misc]  # Inspect is not read for types.
             )
         ask, limits = asked(input, self._cut), _limits(config)
         async with self._turn:
-            (reply,) = await to_thread.run_sync(self._pair.replies, [ask], limits)
+            # The same once more is another epoch, which shall be drawn anew.
+            drawn = replace(limits, seed=limits.seed + self._drawn[ask, limits]) if limits.temperature else limits
+            (reply,) = await to_thread.run_sync(self._pair.replies, [ask], drawn)
+            self._drawn[ask, limits] += 1
         return self._output(reply, limits)
 
     def _output(self, reply: Reply, limits: Limits) -> ModelOutput:
@@ -136,7 +142,11 @@ def asked(messages: Sequence[ChatMessage], cut: Cut) -> Ask:
 def _limits(config: GenerateConfig) -> Limits:
     set_to = {name: getattr(config, name, None) for name in FOREIGN}
     # One choice, or a penalty of zero, is what there is anyway; True equals 1, but asks for something.
-    strange = [name for name, value in set_to.items() if value not in (None, 0) and (value is True or value != 1)]
+    strange = [
+        name
+        for name, value in set_to.items()
+        if value not in (None, 0) and not (name in COUNTS and value == 1 and value is not True)
+    ]
     if strange:
         raise UsageError(
             f"The task sets '{strange[0]}', which the pair does not know.",

@@ -14,7 +14,7 @@ LEFT, ROW, HEAD = 0.27, 34, 118
 
 
 def claims_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw accuracy and time of `kv` against each text arm, a line for each cell, with 95 % intervals.
+    """Draw accuracy and time of the cache against each text arm, a line for each cell, with 95 % intervals.
 
     Args:
         cells: For each cell's name what its `metrics.json` holds.
@@ -29,10 +29,10 @@ def claims_figure(cells: Mapping[str, Mapping[str, Any]]) -> str:
         for row, of in enumerate(shown.values()):
             for axes, measure, scale in ((left, "accuracy_difference", 100.0), (right, "time_ratio", 1.0)):
                 _row(axes, row, {arm: each[measure] for arm, each in of["claims"].items()}, arms, scale)
-        _axes(left, "accuracy of kv minus that of text, points", 100 * CLAIMED_GAIN)
+        _axes(left, "accuracy with the cache minus that with text, points", 100 * CLAIMED_GAIN)
         right.set_xscale("log", base=2)
         right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _axes(right, "time of text / time of kv", CLAIMED_SPEED)
+        _axes(right, "time with text / time with the cache", CLAIMED_SPEED)
         left.set_yticks(range(len(shown)), [_named(key, of) for key, of in shown.items()], fontsize=8)
         left.set_ylim(len(shown) - 0.5, -0.5)
         _legend(figure, arms)

@@ -16,6 +16,7 @@ import numpy as np
 from unspoken.errors import UsageError
 from unspoken.lab.record import Sample, open_finished
 from unspoken.lab.statistics import ClusterBootstrap, Interval, holm, mcnemar, spread
+from unspoken.lab.twins import paired
 
 RECORDED = ("engine", "model", "senders", "packages", "machine", "revision", "prompts")
 FEWEST = 2
@@ -28,7 +29,7 @@ class Run(msgspec.Struct, frozen=True):
         path: The folder.
         config: Every field of its experiment.
         env: What was recorded about machine, versions and model.
-        arms: Samples by arm and item, those run alone for their time left out.
+        arms: Samples by arm and item, those run alone for their time left out; a pair of twins is one item.
     """
 
     path: Path
@@ -51,7 +52,7 @@ def open_run(path: Path) -> Run:
         raise UsageError(f"The run in {path} is not finished.", "Go on with it first: `unspoken run`.")
     experiment, samples, env = folder.contents()
     arms: dict[str, dict[str, Sample]] = {arm: {} for arm in experiment.arms}
-    for sample in samples:
+    for sample in paired(samples):
         if not sample.alone:
             arms[sample.arm][sample.item] = sample
     return Run(path, msgspec.to_builtins(experiment), env, arms)
@@ -73,16 +74,16 @@ def compare(left: Run, right: Run) -> dict[str, Any]:
             "Compare runs of one kind.",
         )
     shared = _shared(left, right, common)
-    paired = len(shared) >= FEWEST
-    arms = {arm: (_paired if paired else _apart)(left, right, arm, shared) for arm in common}
-    if paired:
+    alike = len(shared) >= FEWEST
+    arms = {arm: (_alike if alike else _apart)(left, right, arm, shared) for arm in common}
+    if alike:
         adjusted = holm({arm: of["p"] for arm, of in arms.items()})
         arms = {arm: of | {"p_holm": adjusted[arm]} for arm, of in arms.items()}
     return {
         "left": str(left.path),
         "right": str(right.path),
-        "paired": paired,
-        "items": len(shared) if paired else [len(_items(left)), len(_items(right))],
+        "paired": alike,
+        "items": len(shared) if alike else [len(_items(left)), len(_items(right))],
         "differs": _differs(left, right),
         "arms": arms,
         "only_left": [arm for arm in left.arms if arm not in right.arms],
@@ -106,7 +107,7 @@ def _asked(sample: Sample) -> tuple[str, str, str]:
     return sample.source, sample.question, sample.gold
 
 
-def _paired(left: Run, right: Run, arm: str, shared: list[str]) -> dict[str, Any]:
+def _alike(left: Run, right: Run, arm: str, shared: list[str]) -> dict[str, Any]:
     one, other = ([run.arms[arm][item] for item in shared] for run in (left, right))
     bootstrap = ClusterBootstrap([sample.source for sample in one], int(left.config["seed"]))
     moved = bootstrap.interval([b.judged - a.judged for a, b in zip(one, other, strict=True)])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from unspoken.lab.drawing import COLOURS, FAINT, INK, MARKS, sheet, style, svg
 from unspoken.lab.relay import hops_of
-from unspoken.lab.tables import family, rate
+from unspoken.lab.tables import family, model_name, rate
 
 WIDTH, HEIGHT = 400, 360
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 2, 1, 2)))
@@ -29,7 +29,7 @@ def hop_lines(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Line]:
     """Return for each channel that is handed on over several hops its score by the number of hops.
 
     Args:
-        cells: For each cell's name what its `metrics.json` holds.
+        cells: For each cell's name what its `metrics.json` holds; all of one model and engine.
     """
     lines: dict[str, Line] = {}
     for of in cells.values():
@@ -79,6 +79,17 @@ def _sets_length(of: Mapping[str, Any]) -> bool:
 
 
 def _panels(cells: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """Return panels of each model and engine, which a line must not join with those of another."""
+    on: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for key, of in cells.items():
+        on.setdefault(f"{model_name(of['model'])}, {of['engine']}", {})[key] = of
+    found = [(where, panel) for where, mine in on.items() for panel in _panels_of(mine)]
+    if len({where for where, _ in found}) == 1:
+        return [panel for _, panel in found]
+    return [panel._replace(title=f"{where}: {panel.title}") for where, panel in found]
+
+
+def _panels_of(cells: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
     hops, lengths = hop_lines(cells), length_cells(cells)
     score = "score, % [95 % interval]"
     panels = []

@@ -41,7 +41,10 @@ GROUND = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}
 LEADER = {"arrowstyle": "-", "color": "#B0B0B0", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
 PIXELS_PER_INCH = 96
 ZERO_GAP = 0.9
-DODGE = 0.1
+# In decades of bytes: how far arms of one size stand apart, at most and on an axis of few; and what counts as one size.
+DODGE, LEAST_DODGE, SAME = 0.1, 0.02, 0.01
+# How many arms side by side would take the whole axis.
+ABREAST = 40
 
 
 class Box(NamedTuple):
@@ -90,14 +93,27 @@ def legend(axes: Any, arms: Sequence[str], **where: Any) -> None:
 
 
 def byte_places(sizes: Mapping[str, Number]) -> tuple[float, dict[str, float]]:
-    """Return where zero bytes stand left of the logarithmic axis, and each arm's x; equal sizes stand side by side."""
+    """Return where zero bytes stand left of the logarithmic axis, and each arm's x; equal sizes stand side by side.
+
+    Of two arms, the one that moves more never stands further left.
+    """
     logs = {arm: math.log10(count) for arm, count in sizes.items() if count > 0}
     zero = math.floor(min(logs.values(), default=1.0)) - ZERO_GAP
-    at = {arm: logs.get(arm, zero) for arm in sizes}
+    groups: list[list[tuple[float, str]]] = []
+    for x, arm in sorted(((logs.get(arm, zero), arm) for arm in sizes), key=lambda each: each[0]):
+        if groups and x - groups[-1][0][0] < SAME:
+            groups[-1].append((x, arm))
+        else:
+            groups.append([(x, arm)])
+    centres = [sum(x for x, _ in group) / len(group) for group in groups]
+    dodge = min(DODGE, max(LEAST_DODGE, (max(centres, default=0.0) - min(centres, default=0.0)) / ABREAST))
     places = {}
-    for arm, x in at.items():
-        near = [other for other in at if abs(at[other] - x) < DODGE / 2]
-        places[arm] = x + DODGE * (near.index(arm) - (len(near) - 1) / 2)
+    for at, group in enumerate(groups):
+        # At most half of the way to the next size: groups never meet.
+        room = min((abs(other - centres[at]) for other in centres if other != centres[at]), default=math.inf)
+        step = min(dodge, room / len(group))
+        for number, (_, arm) in enumerate(group):
+            places[arm] = centres[at] + step * (number - (len(group) - 1) / 2)
     return zero, places
 
 

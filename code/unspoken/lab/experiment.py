@@ -88,7 +88,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(
                 f"The experiment's name '{self.name}' cannot be a folder's.", "Use small letters, digits and hyphens."
             )
-        for field, least in (("items", 2), ("answer_tokens", 1), ("timed_items", 0), ("batch_sources", 1)):
+        at_least = {"items": 2, "seed": 0, "answer_tokens": 1, "timed_items": 0, "batch_sources": 1}
+        for field, least in at_least.items():
             if getattr(self, field) < least:
                 raise UsageError(
                     f"The experiment's {field} is {getattr(self, field)}, expected {least} or more.", "Change it."

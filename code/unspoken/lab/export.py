@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unspoken.lab.tables import compact, markdown, ordered, rate, rows
+from unspoken.lab.columns import compact
+from unspoken.lab.tables import markdown, ordered, rate, rows
 
 PLAIN = (
     "n", "accuracy", "exact", "contained", "f1", "gold_logprob", "kl", "bytes", "tokens_prefilled", "tokens_skipped",

@@ -30,8 +30,8 @@ class Founding(msgspec.Struct, frozen=True):
     """What several cells say of the founding claim.
 
     Attributes:
-        standing: `refuted` if a part of it fails on most tasks, `shown` if both hold on most; a task is what more than
-            half of its cells are (ROADMAP.md, "The founding claim").
+        standing: `refuted` if a part of it fails on most of the tasks tested, `shown` if both hold on most; a task is
+            what more than half of its cells with a content gain are (ROADMAP.md, "The founding claim").
         sentences: The same in words, for readers who know no statistics.
     """
 
@@ -60,7 +60,7 @@ def founding(cells: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] =
     tested = {key: of for key, of in cells.items() if of.get("claims")}
     telling = {key: claims(of) for key, of in tested.items() if tells(of)}
     against = {arm: {key: each for key, found in telling.items() for each in found if each.arm == arm} for arm in KINDS}
-    standing, decided, why = _whole(against[ASKED], unfinished)
+    standing, decided, why = _whole(against[ASKED], len(set(map(_task, tested))), unfinished)
     pilots = sum(bool(of["pilot"]) for of in tested.values())
     sentences = (
         f"{CLAIM} {decided}.",
@@ -79,22 +79,26 @@ def _tested(cells: int, telling: int) -> str:
     return f"It was tested in {cells} cells, each a task, a model and an engine{told}."
 
 
-def _whole(asked: Mapping[str, Claim], unfinished: Sequence[str]) -> tuple[Decision, str, str]:
-    """Return how the claim stands, the same as the end of a sentence, and how that was decided."""
+def _whole(asked: Mapping[str, Claim], count: int, unfinished: Sequence[str]) -> tuple[Decision, str, str]:
+    """Return how the claim stands over a count of tasks, the same as the end of a sentence, and how it was decided."""
     if not asked:
         return "not tested", f"was not tested; that takes a cell with the arm {ASKED} and a content gain", ""
     held = [key for key, each in asked.items() if each.accuracy == each.speed == "holds"]
     failed = [key for key, each in asked.items() if "does not hold" in (each.accuracy, each.speed)]
-    tasks, won, lost = (Counter(key.partition("/")[0] for key in keys) for keys in (asked, held, failed))
+    tasks, won, lost = (Counter(map(_task, keys)) for keys in (asked, held, failed))
     on, off = (sum(2 * of[task] > cells for task, cells in tasks.items()) for of in (won, lost))
     why = (
         f"Both parts hold in {len(held)} of {len(asked)} cells, and one or both fail in {len(failed)}; they hold in "
-        f"most cells of {on} of {len(tasks)} tasks and fail in most of {off}, and to decide it takes most tasks."
+        f"most cells of {on} of {count} tasks and fail in most of {off}, and to decide it takes most tasks."
     )
     if unfinished:
         return "open", f"is open until all cells are in; still to come: {listed(unfinished)}", why
-    standing: Decision = "refuted" if 2 * off > len(tasks) else "shown" if 2 * on > len(tasks) else "open"
+    standing: Decision = "refuted" if 2 * off > count else "shown" if 2 * on > count else "open"
     return standing, DECIDED[standing], why
+
+
+def _task(cell: str) -> str:
+    return cell.partition("/")[0]
 
 
 def _counted(found: Iterable[Claim]) -> str:

@@ -98,6 +98,7 @@ def _entry(bare: Entry, path: Path, results: Path, key: str, of: Mapping[str, An
 
 def _told(of: Mapping[str, Any]) -> str:
     """Return the main figure of a run of any kind; empty if its kind has none."""
+    from unspoken.lab.recognition.tables import error_rate
     from unspoken.lab.tables import bracket, percent, points
 
     gain = of.get("content_gain")
@@ -108,7 +109,7 @@ def _told(of: Mapping[str, Any]) -> str:
     if "top1_agreement" in of:
         return f"top-1 agreement {percent(of['top1_agreement'])} %"
     if "conditions" in of:
-        return ", ".join(f"EER {name} {percent(each['eer'])} %" for name, each in list(of["conditions"].items())[:2])
+        return ", ".join(f"EER {name} {error_rate(each['eer'])} %" for name, each in list(of["conditions"].items())[:2])
     return _measured(of)
 
 

@@ -78,17 +78,17 @@ def connor(difference: float, differing: float, wanted: float = POWER, level: fl
 def smallest_difference(
     items: int, differing: float = DIFFERING, wanted: float = POWER, level: float = LEVEL
 ) -> float | None:
-    """Return the smallest difference that a number of questions sees with some power, to a tenth of a point.
+    """Return the smallest difference that a number of questions sees with some power, to a tenth of a point or less.
 
     None if even the largest possible, all differing answers in favour of one arm, is not seen.
     """
-    low, high = 0, round(1000 * differing)
+    low, high = 0, math.ceil(1000 * differing)
     if power(items, differing, differing, level) < wanted:
         return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(items, middle / 1000, differing, level) >= wanted else (middle, high)
-    return high / 1000
+    return min(high / 1000, differing)
 
 
 def for_clusters(items: int, per_source: float, correlation: float) -> int:

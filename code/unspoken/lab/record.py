@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from unspoken.errors import StorageError, UsageError
 from unspoken.lab.experiment import Experiment
@@ -121,7 +122,9 @@ class RunFolder:
         parent = results / experiment.name
         with writable(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            return RunFolder.start(unfinished(parent, short) or new_folder(parent, short), experiment, env)
+            # Two processes that begin the same experiment at once have to find one folder.
+            with FileLock(parent / ".lock"):
+                return RunFolder.start(unfinished(parent, short) or new_folder(parent, short), experiment, env)
 
     @staticmethod
     def start(path: Path, experiment: Experiment, env: Mapping[str, Any]) -> RunFolder:
@@ -130,31 +133,55 @@ class RunFolder:
         write_env(path, env)
         return RunFolder(path)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from going on with this run; a killed one gives it free.
+
+        The lock lies beside the folder and stays: to delete it would take it from a process that is about to lock it.
+
+        Raises:
+            UsageError: If another process is at it.
+        """
+        try:
+            held = FileLock(self.path.parent / f".{self.path.name}.lock").acquire(blocking=False)
+        except Timeout as error:
+            raise UsageError(
+                f"Another process is running {self.path}.", "Wait for it, or give another --results."
+            ) from error
+        with held:
+            yield
+
     def env(self) -> dict[str, Any]:
-        """Return what was recorded about machine and start."""
-        found: dict[str, Any] = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        """Return what was recorded about machine and start.
+
+        Raises:
+            UsageError: If it cannot be read.
+        """
+        with self._sound():
+            found: dict[str, Any] = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
         return found
 
     def experiment(self) -> Experiment:
-        """Return the experiment as it was run."""
-        return msgspec.yaml.decode((self.path / "config.yaml").read_bytes(), type=Experiment)
+        """Return the experiment as it was run.
+
+        Raises:
+            UsageError: If it cannot be read.
+        """
+        with self._sound():
+            return msgspec.yaml.decode((self.path / "config.yaml").read_bytes(), type=Experiment)
 
     def samples(self) -> list[Sample]:
         """Return every sample so far.
 
         A line that a kill cut short is dropped from the file: its cell will be run again.
+
+        Raises:
+            UsageError: If they cannot be read.
         """
-        packed = self.path / "samples.jsonl.gz"
-        if packed.exists():
-            return _decoded(gzip.decompress(packed.read_bytes()).splitlines())
-        loose = self.path / "samples.jsonl"
-        if not loose.exists():
-            return []
-        data = loose.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write(loose, whole)
-        return _decoded(whole.splitlines())
+        with self._sound():
+            held = self._packed()
+            there = {sample.cell for sample in held}
+            return held + [sample for sample in self._loose() if sample.cell not in there]
 
     def contents(self) -> Contents:
         """Return experiment, samples and record.
@@ -162,12 +189,7 @@ class RunFolder:
         Raises:
             UsageError: If one of them cannot be read.
         """
-        try:
-            return Contents(self.experiment(), self.samples(), self.env())
-        except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
-            raise UsageError(
-                f"The run in {self.path} is damaged: {error}.", "Restore its files, or run it again."
-            ) from error
+        return Contents(self.experiment(), self.samples(), self.env())
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Add samples in one write.
@@ -184,19 +206,43 @@ class RunFolder:
     def finish(self, samples: Iterable[Sample], metrics: Mapping[str, Any], report: str) -> None:
         """Write samples, report and, last, the metrics that mark the run as finished.
 
-        Samples that lie there packed are the evidence of a finished run, and stay as they were written.
+        Samples that all lie there packed are the evidence of a finished run, and stay as they were written.
 
         Raises:
             StorageError: If they cannot be written; the run can then be gone on with.
         """
         packed = self.path / "samples.jsonl.gz"
-        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
+        every = list(samples)
+        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in every)
         with writable(self.path):
-            if not packed.exists():
+            if len(self._packed()) < len(every):
                 write(packed, gzip.compress(lines, mtime=0))
             write(self.path / "report.html", report.encode())
             write_json(self.path / "metrics.json", metrics)
             (self.path / "samples.jsonl").unlink(missing_ok=True)
+
+    def _packed(self) -> list[Sample]:
+        packed = self.path / "samples.jsonl.gz"
+        return _decoded(gzip.decompress(packed.read_bytes()).splitlines()) if packed.exists() else []
+
+    def _loose(self) -> list[Sample]:
+        loose = self.path / "samples.jsonl"
+        if not loose.exists():
+            return []
+        data = loose.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write(loose, whole)
+        return _decoded(whole.splitlines())
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError) as error:
+            raise UsageError(
+                f"The run in {self.path} is damaged: {error}.", "Restore its files, or delete it and run it again."
+            ) from error
 
 
 @contextmanager
@@ -328,5 +374,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def write(path: Path, data: bytes) -> None:
     """Replace a file as a whole: a kill leaves the old one or the new one."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        # Otherwise a power cut could leave the new name with nothing behind it.
+        os.fsync(file.fileno())
     os.replace(part, path)

@@ -10,15 +10,18 @@ import msgspec
 
 from unspoken.lab import figures
 from unspoken.lab.claims_figure import claims_figure
+from unspoken.lab.columns import SWEEP, full
 from unspoken.lab.curves_figure import curves_figure, has_curves
 from unspoken.lab.drilldown import by_item, packed
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
 from unspoken.lab.founding import founding, has_claims
 from unspoken.lab.frontier import frontier, has_frontier
+from unspoken.lab.fused_arms import control_of
+from unspoken.lab.metrics import SOURCES_TO_BE_EQUAL, subject_of
 from unspoken.lab.record import Sample
 from unspoken.lab.statistics import DRAWS
 from unspoken.lab.sweep import Sweep
-from unspoken.lab.tables import COLUMNS, GAINS, MISSING, SWEEP, named, ordered, rows, size
+from unspoken.lab.tables import MISSING, ordered, rows, size
 from unspoken.lab.verdict import claims, judge
 
 EXAMPLES = 3
@@ -71,7 +74,9 @@ def render(
         metrics=metrics,
         verdict=judge(metrics),
         figures=drawn,
-        columns=named(COLUMNS + (GAINS if metrics.get("gain") else ()), metrics),
+        columns=full(metrics),
+        subject=metrics.get("subject", "kv"),
+        control=metrics.get("control", "kv-deranged"),
         rows=rows(metrics),
         claims=claims(metrics),
         examples=examples(samples, tuple(metrics["arms"])),
@@ -80,6 +85,7 @@ def render(
         long_message=LONG_MESSAGE,
         record=record(experiment, metrics, env),
         powered=POWERED_ITEMS,
+        sources_to_be_equal=SOURCES_TO_BE_EQUAL,
         draws=DRAWS,
     )
 
@@ -134,7 +140,9 @@ def examples(samples: Sequence[Sample], arms: Sequence[str], count: int = EXAMPL
     """
     found = dict(by_item(samples))
     order = list(found)
-    telling = [item for item in order if _telling(found[item])]
+    subject = subject_of(arms) or "kv"
+    control = control_of(subject) or "kv-deranged"
+    telling = [item for item in order if _telling(found[item], subject, control)]
     chosen: list[str] = []
     for candidates, anew in ((telling, True), (order, True), (order, False)):
         for item in candidates:
@@ -177,8 +185,8 @@ def _flat(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(values)
 
 
-def _telling(of: Mapping[str, Sample]) -> bool:
-    return {"kv", "kv-deranged"} <= set(of) and of["kv"].correct and not of["kv-deranged"].correct
+def _telling(of: Mapping[str, Sample], subject: str, control: str) -> bool:
+    return {subject, control} <= set(of) and of[subject].correct and not of[control].correct
 
 
 def _source(of: Mapping[str, Sample]) -> str:

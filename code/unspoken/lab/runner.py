@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -22,6 +21,7 @@ from unspoken.lab.parts import Parts
 from unspoken.lab.record import RunFolder, Sample
 from unspoken.lab.relay import hops_of
 from unspoken.lab.tasks import build_task
+from unspoken.lab.tasks.lines import is_file
 from unspoken.lab.tasks.protocol import Character, Item, Measure, Source, Task
 from unspoken.session import Agent, Reply
 from unspoken.spec import fingerprint
@@ -81,7 +81,7 @@ def check(experiment: Experiment) -> None:
         ENGINES.load(experiment.engine)
     model = experiment.model
     # Of what is no file, a name with two strokes may be one of a hub; see `unspoken.modelstore.resolve_gguf`.
-    if model.endswith(".gguf") and not Path(model).is_file() and (model.count("/") != 2 or model[0] in "./~"):
+    if model.endswith(".gguf") and not is_file(model) and (model.count("/") != 2 or model[0] in "./~"):
         raise ModelNotFound(f"There is no model file {model}.", "Give an existing .gguf file, or a model's name.")
     _, sources = load_task(experiment)
     for arm in arms:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -141,14 +141,17 @@ def run_study(experiment: Experiment, results: Path, watch: Watcher, host: Host 
         host: What runs it; by default this process.
 
     Raises:
-        UnspokenError: If the model cannot be used, the task or an arm is unknown, or the folder cannot be written.
+        UnspokenError: If the model cannot be used, the task or an arm is unknown, another process is at the run, or the
+            folder cannot be written.
     """
 
     def begin(identity: dict[str, Any], env: dict[str, Any]) -> record.RunFolder:
-        return record.RunFolder.open(results, experiment, identity, env)
+        folder = record.RunFolder.open(results, experiment, identity, env)
+        held.enter_context(folder.alone())
+        return folder
 
     check(experiment)
-    with closing(host or Here()) as running:
+    with ExitStack() as held, closing(host or Here()) as running:
         return running.run(experiment, begin, watch)
 
 
@@ -185,6 +188,16 @@ def _senders_engine(engine: Engine, experiment: Experiment) -> Engine:
             f"The weights of the engine '{engine.name}' cannot be changed.", "Use transformers with sender_change."
         )
     return low_rank_copy(engine, change.size, change.rank, change.seed)
+
+
+def expected(experiment: Experiment, samples: Sequence[record.Sample]) -> int:
+    """Return how many samples a finished run has at least, as far as can be told without its task's data.
+
+    Every question in every arm, at least as many as were asked for, and one of each source that is timed.
+    """
+    asked = {sample.item: sample.source for sample in samples if not sample.alone}
+    timed = min(experiment.timed_items, len(set(asked.values())))
+    return (max(experiment.items, len(asked)) + timed) * len(experiment.arms)
 
 
 def close_study(folder: record.RunFolder, experiment: Experiment, samples: list[record.Sample]) -> Study:

@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 
 from unspoken.errors import ModelNotFound, StorageError, UsageError
 from unspoken.lab import record
+from unspoken.lab.experiment import Experiment
 from unspoken.lab.report import render_sweep
-from unspoken.lab.runner import Watcher, check
+from unspoken.lab.runner import Watcher, check, load_task
 from unspoken.lab.study import Here, Host
 from unspoken.lab.sweep import Cell, Sweep, sweep_of
 from unspoken.spec import fingerprint
@@ -150,17 +151,21 @@ def run_sweep(
     return close_sweep(folder)
 
 
-def pilot(sweep: Sweep) -> tuple[Sweep, tuple[str, ...]]:
+def pilot(sweep: Sweep, wanted: Sequence[str] = ()) -> tuple[Sweep, tuple[str, ...]]:
     """Return a sweep with a dozen questions in each cell, of the cells whose data and models are here.
 
     It shows within minutes that all arms work and what a full run takes; its figures mean nothing. Also returned is
     why which cells were left out.
 
+    Args:
+        sweep: The whole sweep.
+        wanted: Texts that the keys of the cells contain; none for all.
+
     Raises:
         UsageError: If no cell is left, or one cannot be run for another reason.
     """
     cells, left = [], []
-    for cell in sweep.cells:
+    for cell in sweep.matching(wanted):
         small = msgspec.structs.replace(
             cell.experiment,
             name=f"{sweep.name}-pilot",
@@ -168,14 +173,25 @@ def pilot(sweep: Sweep) -> tuple[Sweep, tuple[str, ...]]:
             timed_items=min(1, cell.experiment.timed_items),
         )
         try:
+            small = _with_donors(small)
             check(small)
         except (StorageError, ModelNotFound) as error:
             left.append(f"{cell.key} is left out: {error.problem}")
+        except UsageError as error:
+            raise UsageError(f"The cell {cell.key} cannot be run: {error.problem}", error.hint) from error
         else:
             cells.append(msgspec.structs.replace(cell, experiment=small))
     if not cells:
         raise UsageError(f"No cell of the sweep '{sweep.name}' can be run here. {left[0]}", "See data/README.md.")
     return Sweep(f"{sweep.name}-pilot", tuple(cells)), tuple(left)
+
+
+def _with_donors(small: Experiment) -> Experiment:
+    """Return an experiment with questions about two sources at least: another's cache is a control."""
+    _, sources = load_task(small)
+    if len(sources) > 1:
+        return small
+    return msgspec.structs.replace(small, items=len(sources[0].items) + 1)
 
 
 def close_sweep(folder: SweepFolder) -> SweepStudy:
@@ -198,7 +214,7 @@ def open_sweep(path: Path) -> SweepFolder | None:
     config = path / "config.yaml"
     try:
         data = msgspec.yaml.decode(config.read_bytes()) if config.is_file() else {}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError):
         return None  # Told by whoever reads it as a single experiment's.
     if not isinstance(data, dict) or "cells" not in data:
         return None
@@ -207,12 +223,11 @@ def open_sweep(path: Path) -> SweepFolder | None:
 
 def _run_cell(folder: SweepFolder, cell: Cell, host: Host, watch: Watcher) -> None:
     """Run a cell, unless it is finished or another process is at it."""
-    lock = folder.lock(cell.folder)
     try:
-        lock.acquire(blocking=False)
+        held = folder.lock(cell.folder).acquire(blocking=False)
     except Timeout:
         return
-    with lock:
+    with held:
         if folder.finished(cell):
             return
         watch(0, 1, f"{cell.key}, on {cell.experiment.model}")

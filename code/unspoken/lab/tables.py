@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspoken.lab.arms import CONTROLS
+from unspoken.lab.columns import FRONTIER, Column, compact
 from unspoken.lab.fused_arms import is_control
 from unspoken.lab.received import received
 from unspoken.lab.relay import hops_of
@@ -27,20 +28,6 @@ FAMILIES: dict[Family, str] = {
     "control": "controls: nothing, or a wrong cache",
 }
 STYLES: dict[Family, str] = {"text": "dark_orange3", "content": "bold dodger_blue1", "control": "bright_black"}
-
-
-class Column(msgspec.Struct, frozen=True):
-    """A column of the table.
-
-    Attributes:
-        key: Of its cells in a row.
-        title: Its heading.
-        hint: What it means, in one line.
-    """
-
-    key: str
-    title: str
-    hint: str
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -61,72 +48,6 @@ class Row(msgspec.Struct, frozen=True):
     arm: str
     family: Family
     cells: dict[str, Cell]
-
-
-COLUMNS = (
-    Column("arm", "arm", "one condition of the experiment"),
-    Column("got", "what the receiver got", "besides the question"),
-    Column("n", "questions", "asked in this arm"),
-    Column("accuracy", "right, %", "the right option was the most probable one [95 % interval]"),
-    Column("contained", "answer said, %", "the right answer stands in the words the receiver wrote"),
-    Column("f1", "F1", "overlap of the words written with the right answer, 0 to 1"),
-    Column("kl", "KL, nats", "how far the odds of the first word are from those after reading the whole text; 0: none"),
-    Column("bytes", "bytes moved", "from sender to receiver, mean per question"),
-    Column("prefilled", "tokens read", "by the receiver, the question included, mean"),
-    Column("skipped", "tokens not read", "because their cache came instead, mean"),
-    Column("first", "first word, s", "seconds until the receiver's first token, all stages before it included"),
-    Column("total", "total, s", "seconds for all stages"),
-    Column("pgr_interval", "PGR, %", "share of the way from none to full-text [95 % interval]"),
-    Column("vs_kv_interval", "difference to kv, points", "accuracy of this arm minus that of kv [95 % interval]"),
-    Column("p", "Holm p", "that the arm and kv differ only by chance, corrected for the number of comparisons"),
-    Column("failures", "failures", "questions with no answer; they count as wrong"),
-)
-GAINS = (
-    Column("gain_interval", "content gain, points", "score minus that with another text's cache [95 % interval]"),
-    Column("gain_share", "of kv's gain, %", "its content gain as a share of kv's [95 % interval]"),
-)
-COMPACT = (
-    Column("arm", "arm", ""),
-    Column("accuracy", "right,\n%", ""),
-    Column("contained", "said,\n%", ""),
-    Column("bytes", "bytes\nmoved", ""),
-    Column("first", "first\ntoken, s", ""),
-    Column("total", "total,\ns", ""),
-    Column("pgr", "PGR,\n%", ""),
-    Column("vs_kv", "vs kv,\npoints", ""),
-)
-FRONTIER = (
-    Column("arm", "arm", ""),
-    Column("bytes", "bytes moved", ""),
-    Column("bytes_share", "of kv's, %", ""),
-    Column("score", "score, % [95 % interval]", ""),
-    Column("gain_share", "of kv's gain, % [95 % interval]", ""),
-    Column("kl", "KL, nats", ""),
-    Column("total", "total, s", ""),
-)
-SWEEP = (*FRONTIER[:-2], Column("pgr_interval", "PGR, % [95 % interval]", ""), *FRONTIER[-2:])
-NOTE = "right: the option chosen [95 % interval]; said: the answer stands in the words written; *: Holm p < 0.05"
-TWIN_NOTE = "right: the two states of mind told apart [95 % interval], chance 50 %, ties by a coin; *: Holm p < 0.05"
-OPEN_NOTE = "right: the answer stands in the words written [95 % interval]; F1: of these words; *: Holm p < 0.05"
-OPEN = {"contained": Column("f1", "F1", "")}
-
-
-def compact(metrics: Mapping[str, Any]) -> tuple[tuple[Column, ...], str]:
-    """Return the columns of the short table and its note; with open answers, said is right and F1 takes its place."""
-    if metrics.get("measure", "options") == "options":
-        return named(COMPACT, metrics), TWIN_NOTE if metrics.get("twins") else NOTE
-    return tuple(OPEN.get(column.key, column) for column in named(COMPACT, metrics)), OPEN_NOTE
-
-
-def named(columns: Sequence[Column], metrics: Mapping[str, Any]) -> tuple[Column, ...]:
-    """Return columns whose headings name what a run's arms are measured against: kv, or the first fused arm."""
-    if "subject" not in metrics:
-        return tuple(columns)
-    replace = msgspec.structs.replace
-    return tuple(
-        replace(each, title=each.title.replace("kv", "fused"), hint=each.hint.replace("kv", metrics["subject"]))
-        for each in columns
-    )
 
 
 def terminal(metrics: Mapping[str, Any]) -> Table:
@@ -304,9 +225,10 @@ def _worth(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
     gain = metrics.get("gain", {}).get(arm, {})
     moved, whole = of.get("bytes"), metrics.get("arms", {}).get("kv", {}).get("bytes")
     share = moved / whole if moved is not None and whole else None
+    shown = "<0.1" if share and share < 0.0005 else percent(share)
     return {
         "score": _with_interval(rate(of), percent),
-        "bytes_share": Cell(percent(share), share),
+        "bytes_share": Cell(shown, share),
         "gain_interval": _with_interval(gain, percent, points),
         "gain_share": _with_interval(gain.get("share_of_kv_gain", {}), _whole_percent),
     }

@@ -41,26 +41,30 @@ class Claim(msgspec.Struct, frozen=True):
         arm: The text arm.
         accuracy: Whether the gain in accuracy holds.
         accuracy_text: The gain with its interval.
+        accuracy_mean: The gain alone, 0 to 1.
         speed: Whether the gain in speed holds.
         speed_text: How many times as long text takes, with its interval.
+        speed_mean: The ratio alone; None if nothing was timed.
         timed_items: Items the speed was measured on.
     """
 
     arm: str
     accuracy: Standing
     accuracy_text: str
+    accuracy_mean: float
     speed: Standing
     speed_text: str
+    speed_mean: float | None
     timed_items: int
 
 
 def judge(metrics: Mapping[str, Any]) -> Verdict:
     """Return the verdict on a run.
 
-    `yes` needs a content gain whose interval lies above 0 and whose p-value is below 0.05. `no` needs an
-    interval that leaves no room for a gain of 5 points, in a run large enough and a task on which reading the
-    text helps. A run whose questions are about the receiver itself does not ask: `not asked`. Everything else is
-    `not shown`.
+    `yes` needs a content gain whose interval lies above 0 and whose p-value is below 0.05. `no` needs an interval that
+    lies below 0, or one that leaves no room for a gain of 5 points, in a run large enough and a task on which reading
+    the text is shown to help; twins are told apart by a state, which reading the same words cannot show. A run whose
+    questions are about the receiver itself does not ask: `not asked`. Everything else is `not shown`.
     """
     if metrics.get("about", "text") != "text":
         told = (_unasked(metrics), _pilot(metrics))
@@ -92,7 +96,7 @@ def claims(metrics: Mapping[str, Any]) -> tuple[Claim, ...]:
     More accuracy without a content gain supports nothing: it would be there with another text's cache, too.
     """
     found = (_claim(arm, of) for arm, of in metrics.get("claims", {}).items())
-    if "content_gain" not in metrics or _answer(metrics) == "yes":
+    if _answer(metrics) == "yes":
         return tuple(found)
     return tuple(
         msgspec.structs.replace(each, accuracy="not shown") if each.accuracy == "holds" else each for each in found
@@ -106,16 +110,14 @@ def _answer(metrics: Mapping[str, Any]) -> Answer:
         return "not shown"
     if low > 0 and p is not None and p < SIGNIFICANT:
         return "yes"
-    able = not metrics.get("pilot") and _text_helps(metrics) is not False
+    able = not metrics.get("pilot") and (_text_helps(metrics) or "twins" in metrics)
     return "no" if high < 0 or (high < EQUAL_MARGIN and able) else "not shown"
 
 
 def _text_helps(metrics: Mapping[str, Any]) -> bool | None:
-    """Whether reading the whole text raises accuracy; None if that was not measured."""
-    arms = metrics.get("arms", {})
-    if not {"none", "full-text"} <= set(arms):
-        return None
-    return bool(_reached(arms["full-text"]) > _reached(arms["none"]))
+    """Whether reading the whole text is shown to raise the score; None if that was not measured."""
+    gain = metrics.get("reading_gain", {})
+    return None if gain.get("low") is None else bool(gain["low"] > 0)
 
 
 def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
@@ -134,8 +136,9 @@ def _content(answer: Answer, metrics: Mapping[str, Any]) -> str:
     right, wrong = percent(_reached(arms[_subject(metrics)])), percent(_reached(arms[_control(metrics)]))
     rates = f"with the right cache the receiver {_got(metrics, f'{right} %')}, with the cache of another text {wrong} %"
     worth = f"the content is worth {percent(gain['mean'])} points ({_range(gain)}, {_p(gain.get('p'))})"
-    unable = "; reading the text itself did not help either, so this run cannot tell"
-    return f"{opening}: {rates}; {worth}{unable if answer != 'yes' and _text_helps(metrics) is False else ''}."
+    unable = answer == "not shown" and _text_helps(metrics) is False and "twins" not in metrics
+    told = "; reading the text itself is not shown to help either, so this run cannot tell" if unable else ""
+    return f"{opening}: {rates}; {worth}{told}."
 
 
 def _presence(metrics: Mapping[str, Any]) -> str:
@@ -155,13 +158,13 @@ def _closeness(metrics: Mapping[str, Any]) -> str:
     if gap is None:
         return "How close the cache comes to reading the text was not measured; that takes none, full-text and kv."
     arms = metrics["arms"]
-    if gap.get("mean") is None or not _text_helps(metrics):
+    if gap.get("mean") is None:
         read, unread = percent(_reached(arms["full-text"])), percent(_reached(arms["none"]))
         rates = f"{read} % {'F1' if _by_words(metrics) else 'right'} with it, {unread} % without"
         return (
             "The words alone do not tell, as it has to be: reading the text helps nobody."
             if metrics.get("twins")
-            else f"How close the cache comes to reading the text cannot be told: reading it did not help ({rates})."
+            else f"How close the cache comes to reading cannot be told: reading is not shown to help ({rates})."
         )
     kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
     return f"{kept}{_share_range(gap)}{_equality(metrics.get(f'{_short(metrics)}_equals_full_text', {}))}."
@@ -220,9 +223,11 @@ def _claim(arm: str, of: Mapping[str, Any]) -> Claim:
     return Claim(
         arm,
         _standing(gain, CLAIMED_GAIN),
-        f"{points(gain.get('mean'))} points{bracket(gain, percent)}",
+        f"{points(gain.get('mean'))} points{bracket(gain, _percent_beside_claim)}",
+        gain["mean"],
         _standing(ratio, CLAIMED_SPEED) if timed >= LEAST_TIMED or not timed else "not shown",
         f"{_times(ratio.get('mean'))} times{bracket(ratio, _times)}" if timed else "not timed",
+        ratio.get("mean"),
         timed,
     )
 
@@ -312,7 +317,17 @@ def _share_range(interval: Mapping[str, Any]) -> str:
 
 
 def _times(value: Number | None) -> str:
-    return "?" if value is None else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return "?" if value is None else f"{value:.0f}" if value >= 99.95 else _beside(value, CLAIMED_SPEED)
+
+
+def _percent_beside_claim(value: Number | None) -> str:
+    return percent(value) if value is None else _beside(100 * value, 100 * CLAIMED_GAIN)
+
+
+def _beside(value: Number, claimed: Number) -> str:
+    """Return a number to a tenth, or as finely as it takes to tell it from the claim."""
+    shown = [f"{value:.{digits}f}" for digits in (1, 2, 3)]
+    return next((each for each in shown if float(each) != claimed), shown[0]).replace("-0.0", "0.0")
 
 
 def _p(value: Number | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from unspoken.lab.columns import Column
 from unspoken.lab.recognition import figures
 from unspoken.lab.recognition.intervals import ENOUGH_ERRORS
 from unspoken.lab.recognition.plan import RecognitionPlan
@@ -27,7 +28,7 @@ from unspoken.lab.recognition.tables import (
     share,
 )
 from unspoken.lab.report import page
-from unspoken.lab.tables import MISSING, Cell, Column, model_name, size
+from unspoken.lab.tables import MISSING, Cell, model_name, size
 
 CONDITIONS = "conditions/"
 # Drawn in one colour with the marks that the figures give these families.

@@ -9,9 +9,10 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from unspoken.lab.columns import Column
 from unspoken.lab.received import received
 from unspoken.lab.recognition.intervals import ENOUGH_ERRORS
-from unspoken.lab.tables import MISSING, Cell, Column, Number, bracket, github
+from unspoken.lab.tables import MISSING, Cell, Number, bracket, github
 
 Kind = Literal["told", "handed", "null"]
 Standing = Literal["met", "missed", "open"]

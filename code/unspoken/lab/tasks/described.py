@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -41,6 +41,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         doc_to_source: What the sender reads.
         doc_to_text: What the receiver is asked.
         doc_to_target: The right answer; with choices, one of them or its number, counted from 0.
+        target_is: Which of the two it is, where choices are numbers themselves and it could be either.
         metric: What an answer is judged by.
         metadata: The version.
         dataset_name: The data set's configuration.
@@ -66,6 +67,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     further_targets: str | None = None
     stem: str | None = None
     keep: Words | None = None
+    target_is: Literal["choice", "number"] | None = None
 
     def __post_init__(self) -> None:
         if (self.metric == "options") != (self.doc_to_choice is not None):
@@ -140,6 +142,7 @@ class _Templates:
         self._stem = filled("stem") if says.stem else None
         self._further = filled("further_targets") if says.further_targets else None
         self._keep = filled("keep") if says.keep else None
+        self._target_is = says.target_is
         self._choices = filled("doc_to_choice") if isinstance(says.doc_to_choice, str) else says.doc_to_choice
 
     def keeps(self, row: Row) -> bool:
@@ -170,16 +173,21 @@ class _Templates:
         return found
 
     def _chosen(self, target: str, options: Sequence[str], row: Row) -> str:
-        if target.isdecimal():
-            if int(target) < len(options):
-                return options[int(target)]
-            meant = "a number of a choice, counted from 0"
-        elif target in options:
-            return target
-        else:
-            meant = "one of the choices"
+        numbered = options[int(target)] if target.isdecimal() and int(target) < len(options) else None
+        meant = {"choice": target if target in options else None, "number": numbered}
+        told = [meant[self._target_is]] if self._target_is else list(meant.values())
+        found = {each for each in told if each is not None}
+        if len(found) == 1:
+            return found.pop()
+        where = f"`doc_to_target` of {self._where} gives '{target}' for row {row.at}"
+        if found:
+            raise UsageError(
+                f"{where}, which is one of the choices {list(options)} and the number of another.",
+                "Say which is meant: `target_is: choice` or `target_is: number`.",
+            )
         raise UsageError(
-            f"`doc_to_target` of {self._where} gives '{target}' for row {row.at}, "
-            f"which is not {meant}: {list(options)}.",
+            f"{where}, which is neither one of the choices nor the number of one: {list(options)}."
+            if self._target_is is None
+            else f"{where}, which is no {self._target_is} of these: {list(options)}.",
             f"Give one of them, or its number from 0 to {len(options) - 1}.",
         )

@@ -18,6 +18,14 @@ Words = Annotated[str, msgspec.Meta(pattern=r"\S")]
 T = TypeVar("T")
 
 
+def is_file(path: str) -> bool:
+    """Tell whether there is such a file; there is none of a name that no file can have."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_lines(path: str, kind: type[T], described: str) -> tuple[T, ...]:
     """Read a file of JSON lines; empty lines are passed over.
 
@@ -36,6 +44,8 @@ def read_lines(path: str, kind: type[T], described: str) -> tuple[T, ...]:
         raise StorageError(
             f"The data file {path} cannot be read: {error.strerror}.", f"Give a file with {described}."
         ) from error
+    except ValueError as error:  # A name with a zero byte.
+        raise StorageError(f"The data file {path!r} cannot be read: {error}.", "Give another name.") from error
     found = tuple(_decoded(path, at, line, kind, described) for at, line in enumerate(lines, start=1) if line.strip())
     if not found:
         raise UsageError(f"The data file {path} has no lines.", f"Give a file with {described}.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from unspoken.errors import StorageError, UsageError
-from unspoken.lab.tasks.lines import read_lines
+from unspoken.errors import StorageError, UnspokenError, UsageError
+from unspoken.lab.tasks.lines import is_file, read_lines
 from unspoken.lab.tasks.templates import Row
 
 if TYPE_CHECKING:
@@ -33,12 +35,20 @@ class DataFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: str | None = None
     revision: str | None = None
 
-    def by_split(self, folder: Path) -> dict[str, list[str]]:
-        """Return the files of each split, from the current directory on; a split of no name is `train`."""
+    def by_split(self, folder: Path | None) -> dict[str, list[str]]:
+        """Return the files of each split; a split of no name is `train`.
+
+        Args:
+            folder: What they are relative to, unless they are addresses; None for those of a hub's data set, which are
+                relative to that.
+        """
         files = self.data_files
         named: Mapping[str, str | list[str]] = files if isinstance(files, dict) else {"train": files or []}
         return {
-            split: [str(folder / each) for each in ([some] if isinstance(some, str) else some)]
+            split: [
+                each if folder is None or "://" in each else str(folder.absolute() / each)
+                for each in ([some] if isinstance(some, str) else some)
+            ]
             for split, some in named.items()
         }
 
@@ -54,10 +64,11 @@ def load_rows(path: str, name: str | None, split: str | None, files: DataFiles, 
         folder: What local paths are relative to.
 
     Raises:
-        UsageError: If the library is missing, or there is no such data set, split or file.
-        StorageError: If a file of JSON lines cannot be read.
+        UsageError: If there is no such split, no file is named, or a line is no JSON object.
+        StorageError: If the library is missing, or the data set or a file cannot be read.
     """
-    by_split = files.by_split(folder)
+    here = path in FILE_KINDS or (folder / path).is_dir()
+    by_split = files.by_split(folder if here else None)
     if path in FILE_KINDS:
         chosen = by_split[_split(path, split, list(by_split))]
         if not chosen:
@@ -66,18 +77,20 @@ def load_rows(path: str, name: str | None, split: str | None, files: DataFiles, 
                 "Add `dataset_kwargs: {data_files: FILE}`, relative to the description.",
             )
         _require_files(chosen)
-        if path == "json" and all(each.endswith(LINES) for each in chosen):
-            found: list[Any] = [row for each in chosen for row in read_lines(each, dict, "one JSON object per line")]
+        if path == "json" and all(each.endswith(LINES) and "://" not in each for each in chosen):
+            lines = [each for some in chosen for each in (sorted(glob(some)) if _is_pattern(some) else [some])]
+            found: list[Any] = [row for each in lines for row in read_lines(each, dict, "one JSON object per line")]
             return tuple(Row(at, row) for at, row in enumerate(found, start=1))
         path_or_folder: str = path
     else:
-        path_or_folder = str(folder / path) if (folder / path).is_dir() else path
+        path_or_folder = str(folder / path) if here else path
     given = {key: value for key, value in (("data_dir", files.data_dir), ("revision", files.revision)) if value}
     if files.data_files is not None:
         given["data_files"] = by_split  # type: ignore[assignment]
-    held = _loaded(path_or_folder, name, given)
-    rows = held[_split(path, split, list(held))]
-    return tuple(Row(at, row) for at, row in enumerate(rows, start=1))
+    with _told(path, name):
+        held: Mapping[str, Any] = _library().load_dataset(path_or_folder, name, **given)
+        rows = held[_split(path, split, list(held))]
+        return tuple(Row(at, row) for at, row in enumerate(rows, start=1))
 
 
 def _split(path: str, wanted: str | None, there: list[str]) -> str:
@@ -94,15 +107,19 @@ def _split(path: str, wanted: str | None, there: list[str]) -> str:
 
 def _require_files(files: list[str]) -> None:
     for each in files:
-        if "://" not in each and not any(letter in each for letter in "*?[") and not Path(each).is_file():
+        if "://" not in each and not (glob(each) if _is_pattern(each) else is_file(each)):
             raise StorageError(f"There is no data file {each}.", "Paths are relative to the task's description.")
+
+
+def _is_pattern(path: str) -> bool:
+    return any(letter in path for letter in "*?[")
 
 
 def _library() -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(
+        raise StorageError(
             "This task's data set is read with the library datasets, which is not installed.",
             'Install it: pip install "unspoken[datasets]"; local .jsonl files do without.',
         ) from error
@@ -115,15 +132,17 @@ def _library() -> ModuleType:
     return module
 
 
-def _loaded(path: str, name: str | None, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    datasets = _library()
+@contextmanager
+def _told(path: str, name: str | None) -> Iterator[None]:
+    """Turn whatever goes wrong while a data set is read into an error that says what to do."""
     try:
-        held: Mapping[str, Any] = datasets.load_dataset(path, name, **given)
+        yield
+    except UnspokenError:
+        raise
     except Exception as error:  # Hub, network, disk, parsers of many formats: each has exceptions of its own.
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(
+        raise StorageError(
             f"The data set '{path}'{f' ({name})' if name else ''} cannot be loaded: {lines[0].rstrip('.')}.",
             "Give a hub id, a folder, or json, csv or parquet with `dataset_kwargs: {data_files: ...}`; "
             "a hub's data set needs the network once.",
         ) from error
-    return held
