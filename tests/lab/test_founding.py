@@ -103,6 +103,13 @@ def test_it_takes_messages_for_the_question_and_a_content_gain(untold: Any) -> N
     told = founding({"a/tiny/fake": untold})
     assert told.standing == "not tested"
     assert told.sentences[0].endswith("that takes a cell with the arm text-asked and a content gain.")
+    # What was not tested was not tested in so many cells.
+    assert not any(sentence.startswith("It was tested") for sentence in told.sentences)
+
+
+def test_where_all_cells_are_pilots_that_is_said() -> None:
+    told = founding({f"{task}/tiny/fake": cell("??", pilot=True) for task in "ab"})
+    assert "All 2 cells are pilots, too small to tell 5 points." in told.sentences
 
 
 def test_a_sweep_without_text_arms_does_not_test_the_claim() -> None:

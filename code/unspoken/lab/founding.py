@@ -64,10 +64,10 @@ def founding(cells: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] =
     pilots = sum(bool(of["pilot"]) for of in tested.values())
     sentences = (
         f"{CLAIM} {decided}.",
-        _tested(len(tested), len(telling)),
+        _tested(len(tested), len(telling)) if against[ASKED] else "",
         why,
         *(f"{words}, {_counted(against[arm].values())}." for arm, words in KINDS.items() if against[arm]),
-        f"{pilots} of the {len(tested)} cells are pilots, too small to tell 5 points." if pilots else "",
+        f"{_pilots(pilots, len(tested))}, too small to tell 5 points." if pilots else "",
         _silent([key for key in tested if key not in telling]),
     )
     return Founding(standing, tuple(each for each in sentences if each))
@@ -95,6 +95,12 @@ def _whole(asked: Mapping[str, Claim], count: int, unfinished: Sequence[str]) ->
         return "open", f"is open until all cells are in; still to come: {listed(unfinished)}", why
     standing: Decision = "refuted" if 2 * off > count else "shown" if 2 * on > count else "open"
     return standing, DECIDED[standing], why
+
+
+def _pilots(some: int, count: int) -> str:
+    if count == 1:
+        return "The only cell is a pilot"
+    return f"All {count} cells are pilots" if some == count else f"{some} of the {count} cells are pilots"
 
 
 def _task(cell: str) -> str:
