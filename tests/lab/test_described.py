@@ -334,6 +334,16 @@ def test_files_of_a_folder_are_relative_to_the_description(
     assert len(_items(relative)) == 3
 
 
+def test_a_pattern_reaches_into_folders_and_brackets_may_be_part_of_a_name(tmp_path: Path) -> None:
+    home = tmp_path / "[lab]"
+    for at, name in enumerate(("deep/0.jsonl", "deep/a/1.jsonl", "deep/a/b/2.jsonl", "q[1].jsonl")):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"{json.dumps(LINES[at % 3])}\n")
+    for files, count in (("deep/**/*.jsonl", 3), ("q[1].jsonl", 1), (f"{home}/deep/0.jsonl", 1)):
+        (home / "it.yaml").write_bytes(msgspec.yaml.encode(OPEN | {"dataset_kwargs": {"data_files": files}}))
+        assert len(_items(build_task("described", str(home / "it.yaml")), count)) == count
+
+
 def test_a_pattern_stands_for_all_its_files(describe: Describe, tmp_path: Path) -> None:
     task = describe(OPEN, dataset_kwargs={"data_files": "part-*.jsonl"})
     assert "no data file" in _refused(lambda: task.sources(1, 0), kind=StorageError).problem

@@ -75,6 +75,13 @@ def test_tasks_without_a_content_gain_are_tasks_all_the_same() -> None:
         assert "of 4 tasks" in told.sentences[2]
 
 
+def test_tasks_that_were_not_asked_so_are_none_that_it_was_tested_on() -> None:
+    unasked = {f"{task}/tiny/fake": cell("++", arms=("text@32",)) for task in "bc"}
+    told = founding(cells(a="--") | unasked)
+    assert told.standing == "refuted"
+    assert told.sentences[1] == "It was tested in one cell: a task, a model and an engine."
+
+
 def test_nothing_is_decided_before_all_cells_are_in() -> None:
     told = founding(cells(a="--", b="--"), ("c/tiny/fake",))
     assert told.standing == "open"

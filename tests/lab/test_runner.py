@@ -372,6 +372,8 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
     experiment = msgspec.structs.replace(SMALL, engine="fake")
     study = run_study(experiment, tmp_path, Killer())
     (study.folder / "metrics.json").unlink()
+    env = (study.folder / "env.json").read_bytes()
     with RunFolder(study.folder).alone(), pytest.raises(UsageError, match="Another process is running"):
         run_study(experiment, tmp_path, Killer())
+    assert (study.folder / "env.json").read_bytes() == env
     assert run_study(experiment, tmp_path, Killer()).folder == study.folder

@@ -340,6 +340,11 @@ def test_a_pilot_asks_about_two_texts_though_one_has_questions_enough(plan: Call
     line = f"  - {{model: small, task: reading, data: {tmp_path}/two.jsonl}}\n"
     (cell,) = pilot(plan(f"name: claims\nengine: fake\nitems: 28\narms: [kv, kv-deranged]\ncells:\n{line}"))[0].cells
     assert cell.experiment.items == 15
+    # Without such a control one text will do, also if there is no other.
+    line = line.replace("two.jsonl", "one.jsonl")
+    (tmp_path / "one.jsonl").write_text(json.dumps(texts[0]))
+    (cell,) = pilot(plan(f"name: claims\nengine: fake\nitems: 14\narms: [none, kv]\ncells:\n{line}"))[0].cells
+    assert cell.experiment.items == 12
 
 
 def test_the_page_of_a_sweep_puts_the_founding_claim_first(plan: Callable[..., Any], tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def test_a_key_that_stands_twice_is_named_with_its_place(tmp_path: Path) -> None
 
 def test_anchors_and_merged_keys_are_read_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
-    path.write_text("a: &one {x: 1, y: 2}\nb: {<<: *one, y: 3}\n", encoding="utf-8")
-    assert read_yaml(path, dict, "file", "")["b"] == {"x": 1, "y": 3}
+    path.write_text("root: &root {x: 0}\na: {inner: &base {<<: *root, x: 1}}\nb: {<<: *base, y: 2}\n", encoding="utf-8")
+    read = read_yaml(path, dict, "file", "")
+    assert (read["a"], read["b"]) == ({"inner": {"x": 1}}, {"x": 1, "y": 2})
 
 
 def test_what_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def run(experiment: Path, cells: tuple[str, ...], pilot: bool, ray: str | None, 
         raise UsageError("Workers are those of a cluster.", "Give --ray local, say, with --workers.")
     host = None if ray is None else _cluster(ray, workers or 2)
     if pilot:
-        plan = _piloted(plan if isinstance(plan, Sweep) else Sweep(plan.name, (Cell(plan),)), cells)
+        plan, cells = _piloted(plan if isinstance(plan, Sweep) else Sweep(plan.name, (Cell(plan),)), cells), ()
     if isinstance(plan, Sweep):
         conduct_sweep(plan, results, cells, as_json, host)
     else:

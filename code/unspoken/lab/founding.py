@@ -58,13 +58,14 @@ def founding(cells: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] =
         unfinished: Names of cells that are still to come; until then the claim is open.
     """
     tested = {key: of for key, of in cells.items() if of.get("claims")}
+    asked = {key for key, of in tested.items() if ASKED in of["claims"]}
     telling = {key: claims(of) for key, of in tested.items() if tells(of)}
     against = {arm: {key: each for key, found in telling.items() for each in found if each.arm == arm} for arm in KINDS}
-    standing, decided, why = _whole(against[ASKED], len(set(map(_task, tested))), unfinished)
+    standing, decided, why = _whole(against[ASKED], len(set(map(_task, asked))), unfinished)
     pilots = sum(bool(of["pilot"]) for of in tested.values())
     sentences = (
         f"{CLAIM} {decided}.",
-        _tested(len(tested), len(telling)) if against[ASKED] else "",
+        _tested(len(asked), len(asked & telling.keys())) if against[ASKED] else "",
         why,
         *(f"{words}, {_counted(against[arm].values())}." for arm, words in KINDS.items() if against[arm]),
         f"{_pilots(pilots, len(tested))}, too small to tell 5 points." if pilots else "",
@@ -74,9 +75,9 @@ def founding(cells: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] =
 
 
 def _tested(cells: int, telling: int) -> str:
+    where = "one cell:" if cells == 1 else f"{cells} cells, each"
     count = f"; {telling} of them count, as the right cache does better there than another text's"
-    told = count if telling < cells else ""
-    return f"It was tested in {cells} cells, each a task, a model and an engine{told}."
+    return f"It was tested in {where} a task, a model and an engine{count if telling < cells else ''}."
 
 
 def _whole(asked: Mapping[str, Claim], count: int, unfinished: Sequence[str]) -> tuple[Decision, str, str]:

@@ -107,7 +107,7 @@ class RunFolder:
 
     @staticmethod
     def open(results: Path, experiment: Experiment, identity: Mapping[str, Any], env: Mapping[str, Any]) -> RunFolder:
-        """Return the unfinished run of the same experiment, or a new one.
+        """Return the unfinished run of the same experiment, or a new one, with one start more on record.
 
         Args:
             results: The results folder.
@@ -118,19 +118,33 @@ class RunFolder:
         Raises:
             StorageError: If the folder cannot be written.
         """
+        return RunFolder.start(RunFolder.found(results, experiment, identity).path, experiment, env)
+
+    @staticmethod
+    def found(results: Path, experiment: Experiment, identity: Mapping[str, Any]) -> RunFolder:
+        """Return the unfinished run of the same experiment, as it was left, or a new and empty one.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
         short = fingerprint(json.dumps([msgspec.to_builtins(experiment), identity], sort_keys=True))[:8]
         parent = results / experiment.name
         with writable(parent):
             parent.mkdir(parents=True, exist_ok=True)
             # Two processes that begin the same experiment at once have to find one folder.
             with FileLock(parent / ".lock"):
-                return RunFolder.start(unfinished(parent, short) or new_folder(parent, short), experiment, env)
+                return RunFolder(unfinished(parent, short) or new_folder(parent, short))
 
     @staticmethod
     def start(path: Path, experiment: Experiment, env: Mapping[str, Any]) -> RunFolder:
-        """Return the run folder at an existing path, with one start more on record."""
-        write(path / "config.yaml", msgspec.yaml.encode(experiment))
-        write_env(path, env)
+        """Return the run folder at an existing path, with one start more on record.
+
+        Raises:
+            StorageError: If the folder cannot be written.
+        """
+        with writable(path):
+            write(path / "config.yaml", msgspec.yaml.encode(experiment))
+            write_env(path, env)
         return RunFolder(path)
 
     @contextmanager

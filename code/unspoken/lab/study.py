@@ -146,9 +146,9 @@ def run_study(experiment: Experiment, results: Path, watch: Watcher, host: Host 
     """
 
     def begin(identity: dict[str, Any], env: dict[str, Any]) -> record.RunFolder:
-        folder = record.RunFolder.open(results, experiment, identity, env)
+        folder = record.RunFolder.found(results, experiment, identity)
         held.enter_context(folder.alone())
-        return folder
+        return record.RunFolder.start(folder.path, experiment, env)
 
     check(experiment)
     with ExitStack() as held, closing(host or Here()) as running:

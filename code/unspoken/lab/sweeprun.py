@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from unspoken.errors import ModelNotFound, StorageError, UsageError
 from unspoken.lab import record
+from unspoken.lab.arms import needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.report import render_sweep
 from unspoken.lab.runner import Watcher, check, load_task
@@ -187,7 +188,9 @@ def pilot(sweep: Sweep, wanted: Sequence[str] = ()) -> tuple[Sweep, tuple[str, .
 
 
 def _with_donors(small: Experiment) -> Experiment:
-    """Return an experiment with questions about two sources at least: another's cache is a control."""
+    """Return an experiment that asks about two sources, if an arm takes another's cache."""
+    if not any(map(needs_donor, small.arms)):
+        return small
     _, sources = load_task(small)
     if len(sources) > 1:
         return small

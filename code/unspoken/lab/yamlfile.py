@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,18 +12,6 @@ import yaml
 from unspoken.errors import StorageError, UsageError
 
 T = TypeVar("T")
-MERGE = "tag:yaml.org,2002:merge"
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: of two blocks `cells`, one would silently never run."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Return a mapping whose keys are all different."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
-        if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key `{twice[0]}` stands twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(path: Path, kind: type[T], what: str, hint: str) -> T:
@@ -43,8 +30,7 @@ def read_yaml(path: Path, kind: type[T], what: str, hint: str) -> T:
         UsageError: If it is no value of the type.
     """
     try:
-        held = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 - a safe loader's child
-        return msgspec.convert(held, kind, builtin_types=(datetime, date))
+        return msgspec.convert(_decoded(path.read_bytes()), kind, builtin_types=(datetime, date))
     except OSError as error:
         raise StorageError(
             f"The {what} {path} cannot be read: {error.strerror}.", "Give an existing YAML file."
@@ -52,3 +38,35 @@ def read_yaml(path: Path, kind: type[T], what: str, hint: str) -> T:
     # Of values such as 2024-02-30 YAML's own readers raise a ValueError; of a thousand brackets they run out of stack.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"The {what} {path} is not valid: {error}.", hint) from error
+
+
+def _decoded(data: bytes) -> Any:
+    """Return what YAML says, in Python's own types.
+
+    Raises:
+        YAMLError: If it is none, or a key stands twice in a mapping: of two blocks `cells`, one would never run.
+    """
+    loader = yaml.SafeLoader(data)
+    try:
+        node = loader.get_single_node()
+        _require_single_keys(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _require_single_keys(root: yaml.Node | None) -> None:
+    left, seen = [root], set[int]()
+    while left:
+        node = left.pop()
+        if id(node) in seen:  # An alias may lead back.
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+                problem = f"the key `{twice[0]}` stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            left += [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value

@@ -45,10 +45,7 @@ class DataFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files = self.data_files
         named: Mapping[str, str | list[str]] = files if isinstance(files, dict) else {"train": files or []}
         return {
-            split: [
-                each if folder is None or "://" in each else str(folder.absolute() / each)
-                for each in ([some] if isinstance(some, str) else some)
-            ]
+            split: [file for each in ([some] if isinstance(some, str) else some) for file in _files(each, folder)]
             for split, some in named.items()
         }
 
@@ -78,8 +75,7 @@ def load_rows(path: str, name: str | None, split: str | None, files: DataFiles, 
             )
         _require_files(chosen)
         if path == "json" and all(each.endswith(LINES) and "://" not in each for each in chosen):
-            lines = [each for some in chosen for each in (sorted(glob(some)) if _is_pattern(some) else [some])]
-            found: list[Any] = [row for each in lines for row in read_lines(each, dict, "one JSON object per line")]
+            found: list[Any] = [row for each in chosen for row in read_lines(each, dict, "one JSON object per line")]
             return tuple(Row(at, row) for at, row in enumerate(found, start=1))
         path_or_folder: str = path
     else:
@@ -107,12 +103,18 @@ def _split(path: str, wanted: str | None, there: list[str]) -> str:
 
 def _require_files(files: list[str]) -> None:
     for each in files:
-        if "://" not in each and not (glob(each) if _is_pattern(each) else is_file(each)):
+        if "://" not in each and not is_file(each):
             raise StorageError(f"There is no data file {each}.", "Paths are relative to the task's description.")
 
 
-def _is_pattern(path: str) -> bool:
-    return any(letter in path for letter in "*?[")
+def _files(named: str, folder: Path | None) -> list[str]:
+    """Return the files that a name or a pattern stands for; the name itself where there is none."""
+    if folder is None or "://" in named:
+        return [named]
+    base = folder.absolute()
+    if is_file(str(base / named)):
+        return [str(base / named)]
+    return [str(base / each) for each in sorted(glob(named, root_dir=base, recursive=True))] or [str(base / named)]
 
 
 def _library() -> ModuleType:
