@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 FIGURE = ROOT / "docs" / "figures" / "claims.svg"
 STANDS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "open", "not measured": "not measured"}
-# The second asks anew, and more, what the first asked in pilots.
-SWEEPS = ("claims", "claims-second")
+# The second asks anew, and more, what the first asked in pilots; the third with room for a sentence what was cut short.
+SWEEPS = ("claims", "claims-second", "claims-countries")
 WHY = (
     "Why: who does not know the question has to choose what to write, and writes it token by token; who knows it "
     "writes its answer alone, in a few tokens."
@@ -29,18 +29,20 @@ def claims_figure() -> str | None:
 
 
 def claimed() -> dict[str, dict[str, Any]]:
-    """Return the metrics of each cell of the newest `claims`; where `claims-second` asked it more, of that."""
+    """Return the metrics of each cell of the newest `claims`; where a later sweep asked it anew, of that."""
     runs = filter(None, map(newest_sweep, SWEEPS))
     return {key: of for _, metrics in runs for key, of in metrics["cells"].items()}
 
 
 def claims_runs() -> str:
     """Return where the cells come from, and which are not finished yet."""
+    from unspoken.lab.verdict import listed
+
     runs = [run for run in map(newest_sweep, SWEEPS) if run is not None]
     if not runs:
         return "No cell of `claims` is committed yet."
     timed = sorted({claim.timed_items for _, _, claims in _cells() for claim in claims})
-    folders = " and ".join(f"{link(Path(folder))}{unfinished(metrics)}" for folder, metrics in runs)
+    folders = listed([f"{link(Path(folder))}{unfinished(metrics)}" for folder, metrics in runs])
     return f"Run: {folders}; times from {' to '.join(map(str, timed))} items run alone."
 
 

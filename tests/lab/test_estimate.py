@@ -38,8 +38,9 @@ def pilot(build: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
 def test_seconds_go_with_the_questions_and_arms_that_are_asked(pilot: Callable[..., Path], tmp_path: Path) -> None:
     pilot("20260101T000000Z-a")
     (found,) = estimates(PLAN, tmp_path)
-    # Eight answers of 1 and of 3 seconds are 32 s, and ten times as many are wanted; two alone are 8 s, six are wanted.
-    assert found.seconds == pytest.approx(32 * 10 + 8 * 3)
+    # Half of an answer's 1 or 3 seconds is reading, which the two questions of each of four sources share: 8 times half
+    # of 4 s, and 4 times that, are 24 s, and ten times as many are wanted; two alone are 8 s, six are wanted.
+    assert found.seconds == pytest.approx(24 * 10 + 8 * 3)
     assert (found.items, found.arms) == (80, 2)
 
 
@@ -50,7 +51,7 @@ def test_the_newest_finished_pilot_counts(pilot: Callable[..., Path], tmp_path: 
     broken = pilot("20260104T000000Z-d", factor=4.0)
     (broken / "samples.jsonl.gz").write_bytes(b"nonsense")
     (found,) = estimates(PLAN, tmp_path)
-    assert found.seconds == pytest.approx(2 * (32 * 10 + 8 * 3))
+    assert found.seconds == pytest.approx(2 * (24 * 10 + 8 * 3))
     assert found.pilot == str(Path("claims-pilot/20260102T000000Z-b/cells") / PLAN.cells[0].folder)
 
 

@@ -86,3 +86,11 @@ def test_kl_divergence_equals_a_loop_and_is_never_negative(left: list[float], ri
     assert kl_divergence(p, q) == pytest.approx(max(loop, 0.0), abs=1e-5)
     assert kl_divergence(p, q) >= 0.0
     assert kl_divergence(p, p) == 0.0
+
+
+@pytest.mark.parametrize("gold", ["A", "The", "?!"])
+def test_an_empty_answer_is_not_a_right_one_that_is_an_article(gold: str) -> None:
+    assert not exact_match("", gold)
+    assert not contained("", gold)
+    assert exact_match(gold.lower(), gold)
+    assert contained(gold, gold)

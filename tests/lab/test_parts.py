@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from unspoken.engines.protocol import Limits
 from unspoken.engines.transformers import TransformersEngine
 from unspoken.errors import UsageError
 from unspoken.lab.arms import build_arm
+from unspoken.lab.parts import _after
 from unspoken.lab.received import received
 from unspoken.lab.tables import family
 from unspoken.session import Agent
@@ -98,3 +100,10 @@ def test_tables_say_what_came_how() -> None:
     assert family("parts:kv,full-text") == "content"
     told = received("parts:kv,full-text")
     assert told == "part 1: the sender's cache of the text; part 2: the whole text, which it reads itself"
+
+
+def test_what_is_computed_again_is_a_share_of_all_columns(fake: FakeEngine) -> None:
+    first, second = (through("kv", fake, text) for text in READ)
+    told = _after(replace(first, recomputed=0.5, tokens_skipped=3), replace(second, recomputed=0.0, tokens_skipped=7))
+    assert told.recomputed == pytest.approx(0.15)
+    assert _after(replace(first, tokens_skipped=0), replace(second, tokens_skipped=0)).recomputed == 0.0

@@ -65,5 +65,24 @@ def _scaled(experiment: Experiment, samples: Sequence[Sample]) -> float:
     for alone, count in ((False, experiment.items), (True, experiment.timed_items)):
         some = [sample for sample in wanted if sample.alone == alone]
         asked = len({sample.item for sample in some})
-        total += sum(sample.seconds.get("total", 0.0) for sample in some) * count / max(1, asked)
+        total += (_alone if alone else _together)(some) * count / max(1, asked)
     return total
+
+
+def _alone(samples: Sequence[Sample]) -> float:
+    return sum(sample.seconds.get("total", 0.0) for sample in samples)
+
+
+def _together(samples: Sequence[Sample]) -> float:
+    """Return the seconds of a batch, in which questions share readings and hand-overs.
+
+    What was done once is recorded with each question that shared it, so that equal figures of one source are one.
+    """
+    answers = sum(_stages(sample, "first_token", "answer") for sample in samples)
+    readings = {(sample.source, _stages(sample, "capture")) for sample in samples}
+    handed = {(each.source, each.arm, _stages(each, "transform", "move", "inject")) for each in samples}
+    return answers + sum(seconds for _, seconds in readings) + sum(seconds for *_, seconds in handed)
+
+
+def _stages(sample: Sample, *stages: str) -> float:
+    return sum(sample.seconds.get(stage, 0.0) for stage in stages)

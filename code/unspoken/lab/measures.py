@@ -16,8 +16,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Return a text lower-case, without punctuation, articles and double spaces, as SQuAD's script does."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Return a text lower-case, without punctuation, articles and double spaces, as SQuAD's script does.
+
+    Of a text that is nothing else ("A", as a grade) all words stay: an empty answer must not be right.
+    """
+    found = " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return found or " ".join(text.lower().split())
 
 
 def exact_match(answer: str, gold: str) -> bool:

@@ -115,6 +115,13 @@ def _grown(receiver: Party, made: Delivery) -> Grown:
     return Grown(receiver.name, receiver.engine, receiver.frame, made.past)
 
 
+def _recomputed(first: Delivery, second: Delivery) -> float:
+    """Return which share of the columns of both, times layers, was computed again."""
+    columns = first.tokens_skipped + second.tokens_skipped
+    again = first.recomputed * first.tokens_skipped + second.recomputed * second.tokens_skipped
+    return again / columns if columns else 0.0
+
+
 def _after(first: Delivery, second: Delivery) -> Delivery:
     """Return the second delivery at the price of both."""
     stages = {
@@ -126,6 +133,7 @@ def _after(first: Delivery, second: Delivery) -> Delivery:
         bytes_moved=first.bytes_moved + second.bytes_moved,
         tokens_prefilled=first.tokens_prefilled + second.tokens_prefilled,
         tokens_skipped=first.tokens_skipped + second.tokens_skipped,
+        recomputed=_recomputed(first, second),
         seconds=replace(second.seconds, **stages),
         lossy=first.lossy or second.lossy,
         message="".join(each.message or "" for each in (first, second)) or None,

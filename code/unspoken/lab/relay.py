@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -83,11 +84,12 @@ def build_relay(name: str) -> Relay:
 
 def _taken(middle: Agent, delivery: Delivery) -> Reading:
     """Return what an agent in between has read: that it took so long to get there belongs to its reading."""
-    cache = delivery.past
+    cache, began = delivery.past, time.perf_counter()
     if cache is not None and delivery.prompt.token_ids:
         cache = middle.engine.prefill(delivery.prompt, cache)
+    spent = delivery.seconds.total + time.perf_counter() - began
     if cache is None or not any(span.kind == "content" for span in cache.manifest.spans):
         raise UsageError(
             f"The channel '{delivery.channel}' hands over nothing that can be handed on.", "Relay kv or a text channel."
         )
-    return Reading(middle, delivery.message or "", cache, delivery.seconds.total)
+    return Reading(middle, delivery.message or "", cache, spent)

@@ -226,7 +226,7 @@ def _claim(arm: str, of: Mapping[str, Any]) -> Claim:
         f"{points(gain.get('mean'))} points{bracket(gain, _percent_beside_claim)}",
         gain["mean"],
         _standing(ratio, CLAIMED_SPEED) if timed >= LEAST_TIMED or not timed else "not shown",
-        f"{_times(ratio.get('mean'))} times{bracket(ratio, _times)}" if timed else "not timed",
+        f"{_times(ratio.get('mean'))} times{bracket(ratio, _times_beside_claim)}" if timed else "not timed",
         ratio.get("mean"),
         timed,
     )
@@ -317,7 +317,11 @@ def _share_range(interval: Mapping[str, Any]) -> str:
 
 
 def _times(value: Number | None) -> str:
-    return "?" if value is None else f"{value:.0f}" if value >= 99.95 else _beside(value, CLAIMED_SPEED)
+    return "?" if value is None else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _times_beside_claim(value: Number | None) -> str:
+    return _beside(value, CLAIMED_SPEED) if value is not None and value < 99.95 else _times(value)
 
 
 def _percent_beside_claim(value: Number | None) -> str:

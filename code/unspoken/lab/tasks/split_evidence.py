@@ -1,8 +1,9 @@
 """Evidence that two senders hold between them: a report is cut into pages, in the middle of sentences.
 
 One page ends with a subject ("The library"), the next begins with what is said about it (" sends its goods to
-Moscow."). The page with the answer states another fact of the same kind whole, so that alone it offers two values and
-does not say which is meant; the page with the subject says nothing about it. Read in one go, the sentence is whole.
+Moscow."). The page with the answer states another fact of the same kind whole, so that alone it offers two values. It
+does not say which is meant, but one is another place's, so that it can be guessed; no arm has that page alone to show
+how well. The page with the subject says nothing about it. Read in one go, the sentence is whole.
 
 For a receiver that has everything it is plain reading, which small models can do. Chains of two facts, which would be
 the other way to need two senders, are beyond the small models the project tests with (docs/log.md).
