@@ -44,7 +44,8 @@ def _decoded(data: bytes) -> Any:
     """Return what YAML says, in Python's own types.
 
     Raises:
-        YAMLError: If it is none, or a key stands twice in a mapping: of two blocks `cells`, one would never run.
+        YAMLError: If it is none.
+        ValueError: If a key stands twice in a mapping: of two blocks `cells`, one would never run.
     """
     loader = yaml.SafeLoader(data)
     try:
@@ -63,10 +64,13 @@ def _require_single_keys(root: yaml.Node | None) -> None:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := [name for at, name in enumerate(names) if name in names[:at]]:
-                problem = f"the key `{twice[0]}` stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    line = key.start_mark.line + 1
+                    if key.value in lines:
+                        raise ValueError(f"the key `{key.value}` stands on lines {lines[key.value]} and {line}")
+                    lines[key.value] = line
             left += [each for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
             left += node.value
