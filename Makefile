@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 help:
 	@echo "make demo    a controlled proof on a real model, with a report (about five minutes on two cores)"
 	@echo "make test    all tests"
-	@echo "make check   lint, format, types, import directions, generated documents, the site"
+	@echo "make check   lint, format, types, import directions, sizes, generated documents, the site"
 	@echo "make docs    write the generated parts of README.md, ROADMAP.md and docs/ anew"
 	@echo "make site    write the documentation as a site to build/site (open index.html; no network needed)"
 	@echo "make bench   measure hand-overs on this machine"
@@ -33,6 +33,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_package.py -k "stay_small or documented"
 	$(BIN)/cog -I docs --check README.md ROADMAP.md docs/channels.md docs/llamacpp.md docs/identity.md docs/fusers.md docs/scale.md docs/sessions.md docs/index.md docs/cli.md docs/claims.md docs/ranking.md
 	$(BIN)/python docs/generated.py --check
 	$(BIN)/mkdocs build --quiet --strict

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runs import ROOT, from_docs, link, newest_sweep, unfinished
+from runs import ROOT, asked, from_docs
 
 if TYPE_CHECKING:
     from unspoken.lab.verdict import Claim
 
 FIGURE = ROOT / "docs" / "figures" / "claims.svg"
 STANDS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "open", "not measured": "not measured"}
-# The second asks anew, and more, what the first asked in pilots; the third with room for a sentence what was cut short.
-SWEEPS = ("claims", "claims-second", "claims-countries")
 WHY = (
     "Why: who does not know the question has to choose what to write, and writes it token by token; who knows it "
     "writes its answer alone, in a few tokens."
@@ -30,20 +27,16 @@ def claims_figure() -> str | None:
 
 def claimed() -> dict[str, dict[str, Any]]:
     """Return the metrics of each cell of the newest `claims`; where a later sweep asked it anew, of that."""
-    runs = filter(None, map(newest_sweep, SWEEPS))
-    return {key: of for _, metrics in runs for key, of in metrics["cells"].items()}
+    return asked("claims").cells
 
 
 def claims_runs() -> str:
     """Return where the cells come from, and which are not finished yet."""
-    from unspoken.lab.verdict import listed
-
-    runs = [run for run in map(newest_sweep, SWEEPS) if run is not None]
-    if not runs:
+    found = asked("claims")
+    if not found.runs:
         return "No cell of `claims` is committed yet."
     timed = sorted({claim.timed_items for _, _, claims in _cells() for claim in claims})
-    folders = listed([f"{link(Path(folder))}{unfinished(metrics)}" for folder, metrics in runs])
-    return f"Run: {folders}; times from {' to '.join(map(str, timed))} items run alone."
+    return f"Run: {found.links}; times from {' to '.join(map(str, timed))} items run alone."
 
 
 def claims_table() -> str:
@@ -65,8 +58,8 @@ def claims_paragraph() -> str:
     """Return what the newest `claims` came to, in words for everybody: where it holds, where it does not, and why."""
     from unspoken.lab.founding import founding
 
-    left = [key for run in map(newest_sweep, SWEEPS) if run is not None for key in run[1].get("unfinished", ())]
-    return " ".join([*founding(claimed(), left).sentences, WHY])
+    found = asked("claims")
+    return " ".join([*founding(found.cells, found.left).sentences, WHY])
 
 
 def agreement_sentence() -> str:
@@ -100,8 +93,8 @@ def _short_table(cells: list[tuple[str, dict[str, Any], tuple[Any, ...]]]) -> st
             for each in claims
         }
         worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
-        asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
-        lines.append(f"| {key} | {asked} | {worth} | {' | '.join(told.get(arm, '-') for arm in KINDS)} |")
+        items = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+        lines.append(f"| {key} | {items} | {worth} | {' | '.join(told.get(arm, '-') for arm in KINDS)} |")
     return "\n".join([*lines, "", claims_runs()])
 
 
@@ -122,8 +115,8 @@ def _lines() -> list[str]:
     for key, of, claims in _cells():
         worth = points(of["content_gain"]["mean"]) + bracket(of["content_gain"], points)
         for claim in claims:
-            asked = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
-            lines.append(f"| {key} | {asked} | {worth} | `{claim.arm}` | {standings(claim)} |")
+            items = f"{of['items']}{' (pilot)' if of['pilot'] else ''}"
+            lines.append(f"| {key} | {items} | {worth} | `{claim.arm}` | {standings(claim)} |")
     return lines
 
 

@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+# Sweeps that ask cells of an earlier one anew: `claims-second` more questions than its pilots had, the two of countries
+# with room for a sentence where answers had been cut short. Of cells with one name the last one's stands.
+ANEW = {"claims": ("claims-second", "claims-countries"), "crossmodel": ("crossmodel-countries",)}
+
+
+class Asked(NamedTuple):
+    """A sweep with the cells that later sweeps asked anew in the place of its own."""
+
+    runs: list[tuple[Path, dict[str, Any]]]
+
+    @property
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The metrics of each cell."""
+        return {key: of for _, metrics in self.runs for key, of in metrics["cells"].items()}
+
+    @property
+    def left(self) -> list[str]:
+        """The cells that are not finished yet."""
+        return [key for _, metrics in self.runs for key in metrics.get("unfinished", ())]
+
+    @property
+    def links(self) -> str:
+        """Markdown links to the runs, each with what it has not finished."""
+        from unspoken.lab.verdict import listed
+
+        return listed([f"{link(folder)}{unfinished(metrics)}" for folder, metrics in self.runs])
+
+
+def asked(experiment: str) -> Asked:
+    """Return the newest sweep of a name and of those that ask its cells anew; without runs if none is there."""
+    return Asked([run for run in map(newest_sweep, (experiment, *ANEW.get(experiment, ()))) if run is not None])
 
 
 def newest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runs import ROOT, link, newest_sweep, unfinished
+from runs import ROOT, asked, link, newest_sweep, unfinished
 
 FRONTIER = ROOT / "docs" / "figures" / "frontier.svg"
 
@@ -78,17 +78,16 @@ def phase_three_runs() -> str:
 
 def fused_table(fuser: str) -> str:
     """Return what a fuser is worth in the newest `crossmodel`, a line for each cell, against reading and text."""
-    run = newest_sweep("crossmodel")
-    if run is None:
+    found = asked("crossmodel")
+    if not found.runs:
         return "No run of `crossmodel` is committed yet."
-    folder, metrics = run
     lines = [
         "| task | questions | fused, % | own reading | none | another text "
         "| content gain, points [95 % interval] | of what reading gains, % | bytes "
         "| against `text@32`: points, time | against `text`: points, time |",
         f"|---|{'---:|' * 10}",
     ]
-    for key, of in metrics["cells"].items():
+    for key, of in found.cells.items():
         subject, shares = of["subject"], []
         if subject != f"fused:{fuser}":
             continue
@@ -108,16 +107,15 @@ def fused_table(fuser: str) -> str:
             *texts,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    timed = min(claim["timed_items"] for of in metrics["cells"].values() for claim in of["claims"].values())
-    told = f"Times from {timed} questions run alone, which give the order of magnitude. Run: {link(folder)}"
-    return "\n".join([*lines, "", f"{told}{unfinished(metrics)}."])
+    timed = min(claim["timed_items"] for of in found.cells.values() for claim in of["claims"].values())
+    told = f"Times from {timed} questions run alone, which give the order of magnitude. Run: {found.links}."
+    return "\n".join([*lines, "", told])
 
 
 def enricher_sentences() -> str:
     """Return what C2C's fuser adds to the receiver's own reading in the newest `crossmodel`, and why."""
-    run = newest_sweep("crossmodel")
     lines = []
-    for key, of in () if run is None else run[1]["cells"].items():
+    for key, of in asked("crossmodel").cells.items():
         fused, zero, deranged, own = (
             _share(of, arm)
             for arm in ("fused:qwen-smollm2-c2c", "fused-zero:qwen-smollm2-c2c", "fused-deranged:qwen-smollm2-c2c",
@@ -178,17 +176,16 @@ def character_table() -> str:
 
 def _by_cell(experiment: str, table: Callable[[dict[str, Any]], str], cells: str) -> str:
     """Return a table for each cell of the newest sweep with a text in its name; one line if there is no sweep yet."""
-    run = newest_sweep(experiment)
-    if run is None:
+    found = asked(experiment)
+    if not found.runs:
         return f"No run of `{experiment}` is committed yet."
-    folder, metrics = run
     parts = []
-    for key, of in metrics["cells"].items():
+    for key, of in found.cells.items():
         if cells in key:
-            asked = f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
-            parts += [f"**{key}** ({asked}; score: {'F1' if of.get('measure') == 'f1' else 'right answers'})", ""]
+            told = f"{of['items']} questions about {of['sources']} texts{', a pilot' if of['pilot'] else ''}"
+            parts += [f"**{key}** ({told}; score: {'F1' if of.get('measure') == 'f1' else 'right answers'})", ""]
             parts += [table(of)]
-    return "\n".join([*parts, f"Run: {link(folder)}{unfinished(metrics)}."])
+    return "\n".join([*parts, f"Run: {found.links}."])
 
 
 def _costs(metrics: dict[str, Any]) -> str:

@@ -62,6 +62,11 @@ def test_what_is_wrong_is_told_and_the_others_are_looked_at(
     assert [each["problem"] is None for each in found.data] == [False, True, True]
 
 
+def test_every_experiment_stands_in_the_list_of_them() -> None:
+    listed = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in EXPERIMENTS.glob("*.yaml") if f"| `{path.name}` |" not in listed] == []
+
+
 def test_every_committed_experiment_is_sound_but_for_data_and_models_that_are_not_here(
     unspoken: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from unspoken.engines.gate import GateResult
 from unspoken.engines.protocol import Engine
 from unspoken.errors import StorageError
-from unspoken.lab.record import command_line, machine, packages, revision
+from unspoken.lab.provenance import command_line, machine, packages, revision
 from unspoken.spec import fingerprint
 
 

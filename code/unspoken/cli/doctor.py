@@ -16,7 +16,7 @@ from unspoken.cli.common import as_json, human_bytes, print_json
 @as_json
 def doctor(as_json: bool) -> None:
     """Explain this machine: versions, devices, models, folders."""
-    from unspoken.lab.record import machine, packages
+    from unspoken.lab.provenance import machine, packages
     from unspoken.modelstore import catalogue, home
 
     folder = home()

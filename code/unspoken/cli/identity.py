@@ -307,10 +307,10 @@ def _keep(made: Sequence[Profile], folder: Path, seconds: float, as_json: bool) 
 
 
 def _write(out: Path, picture: str) -> None:
-    from unspoken.lab import record
+    from unspoken.lab import folders
 
     try:
-        record.write(out, picture.encode())
+        folders.write(out, picture.encode())
     except OSError as error:
         raise StorageError(
             f"The picture {out} cannot be written: {error.strerror}.", "Choose another --out."

@@ -23,7 +23,7 @@ def results(results: Path, html: Path | None, as_json: bool) -> None:
 
     entries = index(results)
     if html is not None:
-        from unspoken.lab.record import writable, write
+        from unspoken.lab.folders import writable, write
         from unspoken.lab.report import page
 
         prefix = Path(os.path.relpath(results, html.parent or ".")).as_posix()

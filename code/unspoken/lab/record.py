@@ -12,28 +12,23 @@ results/<experiment>/<UTC time>-<short id>/
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from unspoken.errors import StorageError, UsageError
+from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
+from unspoken.lab.folders import new_folder, unfinished, writable, write, write_json
+from unspoken.lab.provenance import command_line
 from unspoken.spec import fingerprint
-
-PACKAGES = ("unspoken", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "msgspec")
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -259,33 +254,11 @@ class RunFolder:
             ) from error
 
 
-@contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Turn a failure to write into an error that says what to do.
-
-    Raises:
-        StorageError: If something cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"The folder {folder} cannot be written: {error.strerror}.",
-            "Make room, or choose another with --results; started again, a run goes on where it was.",
-        ) from error
-
-
 def write_env(path: Path, env: Mapping[str, Any]) -> None:
     """Record machine, versions and one start more of the run in a folder."""
     earlier = RunFolder(path).env().get("starts", []) if (path / "env.json").exists() else []
-    starts = [*earlier, {"utc": f"{_utc():%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
+    starts = [*earlier, {"utc": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": command_line()}]
     write_json(path / "env.json", {"run": path.name, **env, "starts": starts})
-
-
-def unfinished(parent: Path, short: str) -> Path | None:
-    """Return the newest unfinished run with a short id, if there is one."""
-    found = [each for each in sorted(parent.glob(f"*-{short}")) if not (each / "metrics.json").exists()]
-    return found[-1] if found else None
 
 
 def open_finished(path: Path) -> RunFolder:
@@ -300,97 +273,5 @@ def open_finished(path: Path) -> RunFolder:
     return folder
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine: processor, cores, memory, GPU; nothing that names it or its user."""
-    import torch
-
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def packages() -> dict[str, str]:
-    """Return the installed versions of what computes a result."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def revision() -> dict[str, str]:
-    """Return the commit of the code and a hash of what differs from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parent
-    watched = [f":/{name}" for name in ("code", "pyproject.toml", "constraints.txt")]
-    commit = _git(root, "rev-parse", "HEAD").strip()
-    dirty = _git(root, "diff", "HEAD", "--", *watched)
-    return {"commit": commit, "dirty_diff": hashlib.sha256(dirty.encode()).hexdigest()[:16] if dirty else ""}
-
-
-def command_line() -> str:
-    """Return the command as the user typed it."""
-    return " ".join(["unspoken", *sys.argv[1:]])
-
-
-def _git(root: Path, *args: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    except FileNotFoundError:  # No git: an installed package has no commit to tell.
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _memory_bytes() -> int | None:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _decoded(lines: Iterable[bytes]) -> list[Sample]:
     return [msgspec.json.decode(line, type=Sample) for line in lines]
-
-
-def new_folder(parent: Path, short: str) -> Path:
-    """Make a folder named for this second, or for the next that is free: a run folder is never used twice."""
-    at = _utc()
-    while (path := parent / f"{at:%Y%m%dT%H%M%SZ}-{short}").exists():
-        at += timedelta(seconds=1)
-    path.mkdir()
-    return path
-
-
-def _utc() -> datetime:
-    return datetime.now(UTC)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a JSON file as a whole."""
-    write(path, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a kill leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        # Otherwise a power cut could leave the new name with nothing behind it.
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -15,7 +15,7 @@ from unspoken.api import load_gated
 from unspoken.engines.gate import GateResult
 from unspoken.engines.protocol import Engine, Loading
 from unspoken.errors import UsageError
-from unspoken.lab import record
+from unspoken.lab import provenance, record
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.report import render
@@ -216,9 +216,9 @@ def environment(engine: Engine, gate: GateResult, task: dict[str, Any]) -> dict[
 
     prompts = "\0".join((text.WRITE, text.WRITE_ASKED, QUESTION, BRIEFLY))
     return {
-        "machine": record.machine(),
-        "packages": record.packages(),
-        "revision": record.revision(),
+        "machine": provenance.machine(),
+        "packages": provenance.packages(),
+        "revision": provenance.revision(),
         "engine": {"name": engine.name, "version": engine.version, "dtype": engine.dtype},
         "model": described_model(engine),
         "gate": msgspec.to_builtins(gate),

@@ -21,7 +21,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from unspoken.errors import ModelNotFound, StorageError, UsageError
-from unspoken.lab import record
+from unspoken.lab import folders, provenance, record
 from unspoken.lab.arms import needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.report import render_sweep
@@ -64,16 +64,16 @@ class SweepFolder:
         Raises:
             StorageError: If the folder cannot be written.
         """
-        same = {"packages": record.packages(), "revision": record.revision()}
+        same = {"packages": provenance.packages(), "revision": provenance.revision()}
         short = fingerprint(json.dumps([sweep.encoded().decode(), same], sort_keys=True))[:8]
         parent = results / sweep.name
-        with record.writable(parent):
+        with folders.writable(parent):
             parent.mkdir(parents=True, exist_ok=True)
             # Two processes that begin the same sweep at once have to find one folder.
             with FileLock(parent / ".lock"):
-                folder = SweepFolder(record.unfinished(parent, short) or record.new_folder(parent, short), sweep)
-                record.write(folder.path / "config.yaml", sweep.encoded())
-                record.write_env(folder.path, {"machine": record.machine(), **same})
+                folder = SweepFolder(folders.unfinished(parent, short) or folders.new_folder(parent, short), sweep)
+                folders.write(folder.path / "config.yaml", sweep.encoded())
+                record.write_env(folder.path, {"machine": provenance.machine(), **same})
         return folder
 
     def cell(self, cell: Cell) -> Path:
@@ -109,7 +109,7 @@ class SweepFolder:
 
         def opened(identity: dict[str, Any], env: dict[str, Any]) -> record.RunFolder:
             path = self.cell(cell)
-            with record.writable(path):
+            with folders.writable(path):
                 path.mkdir(parents=True, exist_ok=True)
                 if (path / "env.json").exists():
                     self._require_same(cell, record.RunFolder(path).env(), identity)
@@ -202,9 +202,9 @@ def close_sweep(folder: SweepFolder) -> SweepStudy:
     left = folder.unfinished()
     found = {"experiment": folder.sweep.name, "cells": folder.found()}
     if not left:
-        with record.writable(folder.path), folder.lock("finish"):
-            record.write(folder.path / "report.html", render_sweep(folder.sweep, found, _env(folder.path)).encode())
-            record.write_json(folder.path / "metrics.json", found)
+        with folders.writable(folder.path), folder.lock("finish"):
+            folders.write(folder.path / "report.html", render_sweep(folder.sweep, found, _env(folder.path)).encode())
+            folders.write_json(folder.path / "metrics.json", found)
     return SweepStudy(folder.path, found, left)
 
 

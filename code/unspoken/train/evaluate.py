@@ -18,7 +18,7 @@ from unspoken.errors import StorageError, UsageError
 from unspoken.fusers import found as found_fuser
 from unspoken.fusers import load_fuser
 from unspoken.fusers.protocol import Translator
-from unspoken.lab import record
+from unspoken.lab import folders, provenance, record
 from unspoken.session import Agent
 from unspoken.spec import fingerprint
 from unspoken.train.agreement import agreement
@@ -59,14 +59,14 @@ def evaluate(name: str, texts: Sequence[str], columns: int, results: Path) -> tu
         "parameters": parameters(fuser),
         **timed(name, sender, receiver, texts, columns),
     }
-    env = {"machine": record.machine(), "packages": record.packages(), "revision": record.revision()}
+    env = {"machine": provenance.machine(), "packages": provenance.packages(), "revision": provenance.revision()}
     parent = results / EXPERIMENT
-    with record.writable(parent):
+    with folders.writable(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        folder = record.new_folder(parent, fingerprint(name)[:8])
-        record.write(folder / "config.yaml", msgspec.yaml.encode(training))
+        folder = folders.new_folder(parent, fingerprint(name)[:8])
+        folders.write(folder / "config.yaml", msgspec.yaml.encode(training))
         record.write_env(folder, env)
-        record.write_json(folder / "metrics.json", metrics)
+        folders.write_json(folder / "metrics.json", metrics)
     return folder, metrics
 
 

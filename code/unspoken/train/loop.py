@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.errors import StorageError
-from unspoken.lab import record
+from unspoken.lab import folders
 from unspoken.train.config import Training
 
 CHECKPOINT, LOSSES = "checkpoint.pt", "loss.jsonl"
@@ -162,8 +162,8 @@ def resumed(module: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -
             ) from error
     # Written anew even if no step is to be forgotten: its last line may be cut off.
     noted = [json.dumps(each) + "\n" for each in losses(folder) if each["step"] < step]
-    with record.writable(folder):
-        record.write(folder / LOSSES, "".join(noted).encode())
+    with folders.writable(folder):
+        folders.write(folder / LOSSES, "".join(noted).encode())
     return step
 
 
@@ -202,7 +202,7 @@ def _gradients(
 
 
 def _note(path: Path, noted: dict[str, Any]) -> None:
-    with record.writable(path.parent), path.open("a", encoding="utf-8") as file:
+    with folders.writable(path.parent), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(noted) + "\n")
 
 

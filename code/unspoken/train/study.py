@@ -17,7 +17,7 @@ from unspoken.engines.protocol import Engine, Loading
 from unspoken.engines.tuned import noisy_copy
 from unspoken.errors import UsageError
 from unspoken.fusers.pair import Pair
-from unspoken.lab import record
+from unspoken.lab import folders, provenance, record
 from unspoken.spec import fingerprint
 from unspoken.train.card import card, curve
 from unspoken.train.config import Training
@@ -104,15 +104,15 @@ def run_training(training: Training, results: Path, shelf: Path, watch: Watchers
         train(fuser, started.course, training, folder, watch.training)
     metrics = measured(folder, fuser, training, len(taught))
     target = shelf / training.name
-    with record.writable(target):
+    with folders.writable(target):
         fuser.save_pretrained(target)
-        record.write(target / "README.md", card(training, pair, metrics, folder).encode())
-        record.write(target / "training.yaml", msgspec.yaml.encode(training))
+        folders.write(target / "README.md", card(training, pair, metrics, folder).encode())
+        folders.write(target / "training.yaml", msgspec.yaml.encode(training))
     for each in (target, folder) if metrics["steps"] else ():  # Of what was solved for there is no curve.
-        with record.writable(each):
-            record.write(each / "loss.svg", curve(losses(folder)))
-    with record.writable(folder):
-        record.write_json(folder / "metrics.json", metrics)
+        with folders.writable(each):
+            folders.write(each / "loss.svg", curve(losses(folder)))
+    with folders.writable(folder):
+        folders.write_json(folder / "metrics.json", metrics)
     return Trained(folder, target, metrics)
 
 
@@ -146,19 +146,19 @@ def _timed(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with record.writable(folder), (folder / TIMES).open("a", encoding="utf-8") as file:
+        with folders.writable(folder), (folder / TIMES).open("a", encoding="utf-8") as file:
             file.write(f"{what} {time.perf_counter() - began:.3f}\n")
 
 
 def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Lesson]) -> Path:
     """Return the run folder: the unfinished one of the same training, models and code, or a new one."""
     told = json.dumps([msgspec.to_builtins(each) for each in (training, pair)] + [[each.text for each in taught]])
-    env = {"machine": record.machine(), "packages": record.packages(), "revision": record.revision()}
+    env = {"machine": provenance.machine(), "packages": provenance.packages(), "revision": provenance.revision()}
     short = fingerprint(told + env["revision"]["commit"] + env["revision"]["dirty_diff"])[:8]
     parent = results / EXPERIMENT
-    with record.writable(parent):
+    with folders.writable(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        folder = record.unfinished(parent, short) or record.new_folder(parent, short)
-        record.write(folder / "config.yaml", msgspec.yaml.encode(training))
+        folder = folders.unfinished(parent, short) or folders.new_folder(parent, short)
+        folders.write(folder / "config.yaml", msgspec.yaml.encode(training))
         record.write_env(folder, env | {"pair": msgspec.to_builtins(pair), "lessons": fingerprint(told)})
     return folder

@@ -27,7 +27,7 @@ from unspoken.identity.cards import Persona
 from unspoken.identity.cohort import Cohort, read_tokens
 from unspoken.identity.features import places, pooled, pooled_windows
 from unspoken.identity.projection import deviation
-from unspoken.lab import record
+from unspoken.lab import folders, provenance
 from unspoken.lab.recognition.handing import Handed, handed, read_all
 from unspoken.lab.recognition.people import WAYS, Mind, People, Texts, dealt, told
 from unspoken.lab.recognition.plan import RecognitionPlan
@@ -145,16 +145,16 @@ class Collector:
         return found
 
     def _note_revision(self) -> None:
-        known, now = self.revisions(), record.revision()
+        known, now = self.revisions(), provenance.revision()
         if now not in known:
             folder = self.folder / FEATURES
-            with record.writable(folder):
+            with folders.writable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                record.write(folder / REVISIONS, json.dumps([*known, now]).encode())
+                folders.write(folder / REVISIONS, json.dumps([*known, now]).encode())
 
     def _write(self, job: Job) -> None:
         path = self.path(job.group, job.name)
-        with record.writable(path.parent):
+        with folders.writable(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             save_file({name: tensor.contiguous() for name, tensor in job.make().items()}, part)

@@ -17,7 +17,7 @@ from unspoken.identity.background import SUFFIX
 from unspoken.identity.identification import UNKNOWN, OpenSet, open_set, rank_one
 from unspoken.identity.learning import learn
 from unspoken.identity.metrics import cllr, eer, min_cllr, min_dcf
-from unspoken.lab import record
+from unspoken.lab import folders, record
 from unspoken.lab.recognition.baselines import baselines
 from unspoken.lab.recognition.collect import Collector
 from unspoken.lab.recognition.folder import open_folder
@@ -118,9 +118,9 @@ def close_recognition(folder: Path, plan: RecognitionPlan, watch: Watcher) -> St
     env = record.RunFolder(folder).env()
     metrics = compute(plan, scores, facts, env, watch)
     page = render(plan, metrics, {name: found for name, found in scores.items() if name.startswith("conditions/")}, env)
-    with record.writable(folder):
-        record.write(folder / "report.html", page.encode())
-        record.write_json(folder / "metrics.json", metrics)
+    with folders.writable(folder):
+        folders.write(folder / "report.html", page.encode())
+        folders.write_json(folder / "metrics.json", metrics)
     return Study(folder, metrics)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock
 
-from unspoken.lab import record
+from unspoken.lab import folders, record
 from unspoken.lab.recognition.plan import RecognitionPlan
 from unspoken.spec import fingerprint
 
@@ -42,10 +42,10 @@ def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) ->
     same = [msgspec.to_builtins(plan), {key: env[key] for key in SAME}]
     short = fingerprint(json.dumps(same, sort_keys=True))[:8]
     parent = results / plan.name
-    with record.writable(parent):
+    with folders.writable(parent):
         parent.mkdir(parents=True, exist_ok=True)
         with FileLock(parent / ".lock"):
-            path = record.unfinished(parent, short) or record.new_folder(parent, short)
-        record.write(path / "config.yaml", msgspec.yaml.encode(plan))
+            path = folders.unfinished(parent, short) or folders.new_folder(parent, short)
+        folders.write(path / "config.yaml", msgspec.yaml.encode(plan))
         record.write_env(path, env)
     return path

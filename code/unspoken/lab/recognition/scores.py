@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from unspoken.errors import UsageError
 from unspoken.identity.metrics import Floats, Indices, Trials
-from unspoken.lab import record
+from unspoken.lab import folders
 
 FILE = "scores.safetensors"
 PARTS = ("scores", "tested", "text")
@@ -57,8 +57,8 @@ def write_scores(folder: Path, found: Mapping[str, Scores], facts: Mapping[str, 
         tensors[f"{name}/scores"] = torch.from_numpy(each.scores).to(torch.float32)
         tensors[f"{name}/tested"] = torch.from_numpy(each.tested).to(torch.int32)
         tensors[f"{name}/text"] = torch.from_numpy(each.text).to(torch.int32)
-    with record.writable(folder):
-        record.write(folder / FILE, save(tensors, {"facts": json.dumps(facts), "order": json.dumps(list(found))}))
+    with folders.writable(folder):
+        folders.write(folder / FILE, save(tensors, {"facts": json.dumps(facts), "order": json.dumps(list(found))}))
 
 
 def read_scores(folder: Path) -> tuple[dict[str, Scores], dict[str, object]]:
