@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from runs import link, newest_sweep
 
 TASKS = {
-    "private-facts": ("frontier", "channels", "crossmodel"),
+    "private-facts": ("ranking", "frontier", "channels", "crossmodel"),
     "reading": ("frontier", "crossmodel"),
     "split-evidence@2": ("compose",),
 }
@@ -56,7 +56,7 @@ def ranking_table(task: str) -> str:
 
 
 def _ways(task: str) -> Iterator[Way]:
-    from unspoken.lab.fused_arms import control_of
+    from unspoken.lab.arms import control_in
     from unspoken.lab.metrics import Table
     from unspoken.lab.record import RunFolder
     from unspoken.lab.statistics import mcnemar
@@ -72,7 +72,7 @@ def _ways(task: str) -> Iterator[Way]:
             continue
         table = Table(held.samples, held.experiment.arms, held.experiment.seed)
         for arm, gain in of["gain"].items():
-            p = mcnemar(table.correct(arm), table.correct(control_of(arm) or "kv-deranged"))
+            p = mcnemar(table.correct(arm), table.correct(str(control_in(arm, of["arms"]))))
             reached = of["arms"][arm]
             share = (of["pgr"].get(arm) or {}).get("mean")
             where = link(folder).replace(f"[results/{experiment}/", f"[{experiment}/")

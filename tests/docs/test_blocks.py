@@ -20,6 +20,8 @@ PROGRAMS = {
     "ray": "starts a cluster",
     "ray-cluster": "starts a cluster",
     "(umask": "POSIX's own",
+    ".": "POSIX's own",
+    "echo": "POSIX's own",
     "vllm/bin/pip": "an environment of its own, of several gigabytes",
 }
 """Commands of other programs that are not looked at, and why."""

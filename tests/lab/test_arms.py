@@ -16,7 +16,16 @@ from unspoken.channels.protocol import Delivery, Reading, Request
 from unspoken.engines.fake import FakeEngine
 from unspoken.engines.protocol import Limits
 from unspoken.errors import UsageError
-from unspoken.lab.arms import CONTROLS, DEFAULT_ARMS, NEUTRAL, ChannelArm, build_arm, derangement, in_running_order
+from unspoken.lab.arms import (
+    CONTROLS,
+    DEFAULT_ARMS,
+    NEUTRAL,
+    ChannelArm,
+    build_arm,
+    control_in,
+    derangement,
+    in_running_order,
+)
 from unspoken.session import Agent
 
 # Of twins, whose ids have a stroke, tests are in test_twins.py.
@@ -91,6 +100,37 @@ def test_deranged_columns_are_the_donors(deliver: Callable[..., Delivery], fake:
     past = deliver("kv-deranged").past
     assert past is not None
     assert fake.decode(past.span("content").manifest.token_ids or ()) == DONOR
+
+
+def test_the_control_of_kv_by_its_channel_is_kv_deranged(deliver: Callable[..., Delivery]) -> None:
+    by_channel, by_name = deliver("deranged:kv").past, deliver("kv-deranged").past
+    assert by_channel is not None
+    assert by_name is not None
+    for ours, theirs in zip(by_channel.layers, by_name.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+
+
+@pytest.mark.parametrize("channel", ["text", "full-text", "kv-continue", "kv+int8"])
+def test_any_channel_has_a_control_of_its_own(
+    channel: str, deliver: Callable[..., Delivery], fake: FakeEngine, receiver: Agent
+) -> None:
+    (reply,) = receiver.answer([QUESTION], [deliver(f"deranged:{channel}")], Limits())
+    assert reply.text == "Dora"
+    (made,) = build_arm(channel).deliver([Request((Agent("lyra", fake).read(DONOR),), QUESTION)], receiver, _nobody)
+    assert made.bytes_moved == deliver(f"deranged:{channel}").bytes_moved
+
+
+def _nobody(_: Reading) -> Reading:
+    raise AssertionError("a channel takes no donor")
+
+
+def test_the_control_of_an_arm_is_its_own_if_that_was_run() -> None:
+    assert control_in("need@0.3", ("need@0.3", "kv-deranged", "deranged:need@0.3")) == "deranged:need@0.3"
+    assert control_in("need@0.3", ("need@0.3", "kv-deranged", "deranged:need@0.5")) == "kv-deranged"
+    assert control_in("fused:a-b", ("kv-deranged", "fused-deranged:a-b")) == "fused-deranged:a-b"
+    assert control_in("fused:a-b", ("kv-deranged",)) is None
+    assert control_in("kv", ("kv", "none")) is None
 
 
 def test_zero_and_noise_leave_the_receivers_own_columns(deliver: Callable[..., Delivery], receiver: Agent) -> None:

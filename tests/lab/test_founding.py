@@ -102,7 +102,7 @@ def test_each_kind_of_message_is_counted_by_itself() -> None:
     assert short.endswith(counted)
     assert asked.endswith(counted)
     assert unlimited.endswith("liked, 8 points more accuracy holds in 1, and twice the speed holds in 1.")
-    assert "1 of the 2 cells are pilots, too small to tell 5 points." in told
+    assert "1 of the 2 cells are pilots, with fewer than the 620 questions that tell 5 points." in told
 
 
 @pytest.mark.parametrize("untold", [cell("++", arms=("text",)), cell("++", gain=0.0)])
@@ -116,7 +116,7 @@ def test_it_takes_messages_for_the_question_and_a_content_gain(untold: Any) -> N
 
 def test_where_all_cells_are_pilots_that_is_said() -> None:
     told = founding({f"{task}/tiny/fake": cell("??", pilot=True) for task in "ab"})
-    assert "All 2 cells are pilots, too small to tell 5 points." in told.sentences
+    assert "All 2 cells are pilots, with fewer than the 620 questions that tell 5 points." in told.sentences
 
 
 def test_a_sweep_without_text_arms_does_not_test_the_claim() -> None:

@@ -206,6 +206,15 @@ def test_every_cache_arm_has_its_content_gain_and_its_share_of_kvs(build: Callab
     )
 
 
+def test_a_way_is_measured_against_its_own_control_where_that_was_run(build: Callable[..., Any]) -> None:
+    rows = {"kv": "11111100", "need@0.3": "11110000", "kv+int4": "11110000", "kv-deranged": "00000000"}
+    gain = build(rows | {"deranged:need@0.3": "11000000"}).metrics["gain"]
+    assert set(gain) == {"kv", "need@0.3", "kv+int4"}
+    assert (gain["need@0.3"]["mean"], gain["need@0.3"]["control"]) == (0.25, "deranged:need@0.3")
+    assert (gain["kv+int4"]["mean"], gain["kv"]["mean"]) == (0.5, 0.75)
+    assert "control" not in gain["kv+int4"]
+
+
 def test_without_a_gain_of_kv_its_share_is_undefined(build: Callable[..., Any]) -> None:
     metrics = build({"kv": "1100", "kv-deranged": "1100", "kv+int8": "1111"}).metrics
     assert metrics["gain"]["kv+int8"]["share_of_kv_gain"]["mean"] is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -36,6 +36,7 @@ DEFAULT_ARMS = (
     "none", "full-text", "text@32", "text-asked@32", "text", "kv", "kv-continue",
     "kv-deranged", "kv-zero", "kv-random", "kv-self", "kv-shifted",
 )  # fmt: skip
+DERANGED = "deranged:"
 DISPLACED_BY = 1024
 NEUTRAL = (
     "This page was left blank on purpose. It has no message for anybody, and nothing on it needs to be kept. "
@@ -65,6 +66,23 @@ class ChannelArm:
     ) -> tuple[Delivery, ...]:
         """Hand over as the channel does."""
         return self.channel.send(requests, receiver)
+
+
+@dataclass(frozen=True)
+class OtherReading:
+    """A channel that hands over what was read of another item, and is the same otherwise: `deranged:need@0.3`."""
+
+    channel: Channel
+
+    def deliver(
+        self, requests: Sequence[Request], receiver: Party, donor: Callable[[Reading], Reading]
+    ) -> tuple[Delivery, ...]:
+        """Hand the donor's reading over, to be asked the item's own question."""
+        others = {id(each): donor(each) for request in requests for each in request.readings}
+        swapped = [
+            Request(tuple(others[id(each)] for each in request.readings), request.question) for request in requests
+        ]
+        return self.channel.send(swapped, receiver)
 
 
 @dataclass(frozen=True)
@@ -135,11 +153,24 @@ class SelfMade:
 
 def needs_donor(name: str) -> bool:
     """Tell whether an arm needs another source's columns."""
-    return name == "kv-deranged" or fused_arms.needs_donor(name)
+    return name == "kv-deranged" or name.startswith(DERANGED) or fused_arms.needs_donor(name)
+
+
+def is_control(name: str) -> bool:
+    """Tell whether an arm is one of the controls, by whatever way they hand over."""
+    return name in CONTROLS.names() or name.startswith(DERANGED) or fused_arms.is_control(name)
+
+
+def control_in(arm: str, arms: Container[str]) -> str | None:
+    """Return which of some arms is the control of a hand-over: its own with another text, or else `kv-deranged`."""
+    own = f"{DERANGED}{arm}", fused_arms.control_of(arm) or "kv-deranged"
+    return next((each for each in own if each in arms), None)
 
 
 def build_arm(name: str) -> Arm:
     """Return the arm of a name: a control, a channel with its options, one over several hops, or parts by several.
+
+    `deranged:` before a channel is the control of that channel.
 
     Raises:
         UsageError: If there is none.
@@ -147,6 +178,8 @@ def build_arm(name: str) -> Arm:
     if name in CONTROLS.names():
         arm: Arm = CONTROLS.load(name)()
         return arm
+    if name.startswith(DERANGED):
+        return OtherReading(build_channel(name.removeprefix(DERANGED)))
     if fused_arms.is_control(name):
         return fused_arms.build_control(name)
     if relay.is_relay(name):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from unspoken.lab.experiment import POWERED_ITEMS
 from unspoken.lab.verdict import Claim, claims, judge, listed
 
 Decision = Literal["shown", "refuted", "open", "not tested"]
@@ -68,7 +69,7 @@ def founding(cells: Mapping[str, Mapping[str, Any]], unfinished: Sequence[str] =
         _tested(len(asked), len(asked & telling.keys())) if against[ASKED] else "",
         why,
         *(f"{words}, {_counted(against[arm].values())}." for arm, words in KINDS.items() if against[arm]),
-        f"{_pilots(pilots, len(tested))}, too small to tell 5 points." if pilots else "",
+        _pilots(pilots, len(tested)) if pilots else "",
         _silent([key for key in tested if key not in telling]),
     )
     return Founding(standing, tuple(each for each in sentences if each))
@@ -99,9 +100,9 @@ def _whole(asked: Mapping[str, Claim], count: int, unfinished: Sequence[str]) ->
 
 
 def _pilots(some: int, count: int) -> str:
-    if count == 1:
-        return "The only cell is a pilot"
-    return f"All {count} cells are pilots" if some == count else f"{some} of the {count} cells are pilots"
+    which = f"All {count} cells are pilots" if some == count else f"{some} of the {count} cells are pilots"
+    some_or_one = "The only cell is a pilot" if count == 1 else which
+    return f"{some_or_one}, with fewer than the {POWERED_ITEMS} questions that tell 5 points."
 
 
 def _task(cell: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.lab.arms import DERANGED, control_in
 from unspoken.lab.experiment import POWERED_ITEMS, Experiment
 from unspoken.lab.fused_arms import control_of
 from unspoken.lab.record import Sample
@@ -122,8 +123,8 @@ def _effects(table: Table, arms: Sequence[str], compared: Mapping[str, float]) -
         result["no_content"] = _equivalence(table, subject, control)
     if {"none", control} <= known:
         result["presence_effect"] = _interval(table.difference(control, "none"))
-    gains = {arm: control_of(arm) or "kv-deranged" for arm in arms if family(arm) == "content"}
-    if gained := {arm: _gain(table, arm, against, known) for arm, against in gains.items() if against in known}:
+    gains = {arm: control_in(arm, known) for arm in arms if family(arm) == "content"}
+    if gained := {arm: _gain(table, arm, against, known) for arm, against in gains.items() if against}:
         result["gain"] = gained
     if "none" in known:
         # One vector can hardly carry a text, so the claim is held to the same test.
@@ -140,7 +141,8 @@ def _gain(table: Table, arm: str, control: str, known: Set[str]) -> dict[str, An
     """Content gain of one cache arm: its score less that of another text's columns, and its share of kv's."""
     of_kv = ("kv", "kv-deranged")
     share = {"share_of_kv_gain": _interval(table.share((arm, control), of_kv))} if set(of_kv) <= known else {}
-    return {**_interval(table.difference(arm, control)), **share}
+    own = {"control": control} if control.startswith(DERANGED) else {}
+    return {**_interval(table.difference(arm, control)), **share, **own}
 
 
 def _arm(table: Table, arm: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unspoken.channels.names import parse_channel
 from unspoken.channels.text import UNCAPPED_TOKENS
 from unspoken.errors import UsageError
+from unspoken.lab.arms import DERANGED
 from unspoken.lab.parts import is_parts, parted
 from unspoken.lab.relay import hops_of, is_relay
 
@@ -63,6 +64,8 @@ FURTHER = {
 
 def received(arm: str) -> str:
     """Say in plain words what the receiver gets in an arm, besides the question."""
+    if arm.startswith(DERANGED):
+        return f"of another text: {received(arm.removeprefix(DERANGED))}"
     if is_relay(arm):
         hops, channel = hops_of(arm)
         return f"{received(channel)}, handed on from agent to agent {hops} times"

@@ -11,9 +11,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from unspoken.lab.arms import CONTROLS
+from unspoken.lab.arms import is_control
 from unspoken.lab.columns import FRONTIER, Column, compact
-from unspoken.lab.fused_arms import is_control
 from unspoken.lab.received import received
 from unspoken.lab.relay import hops_of
 
@@ -112,7 +111,7 @@ def ordered(arms: Sequence[str]) -> list[str]:
 def family(arm: str) -> Family:
     """Tell whether an arm carries text, carries the content in a cache, or is a control."""
     _, arm = hops_of(arm)
-    if arm == "none" or arm in CONTROLS.names() or is_control(arm):
+    if arm == "none" or is_control(arm):
         return "control"
     return "text" if arm == "full-text" or arm.startswith("text") else "content"
 

@@ -253,6 +253,17 @@ def test_settings_that_cannot_work_are_refused(libllama: Library, tiny_gguf: Cal
         assert "f16" in error.value.hint
 
 
+@pytest.mark.parametrize("layers", [-1, 1])
+def test_layers_for_a_device_that_is_not_there_are_refused(
+    tiny_gguf: Callable[..., Path], libllama: Library, layers: int
+) -> None:
+    if libllama.offloads():
+        pytest.skip("this library has a graphics device")
+    with pytest.raises(UsageError, match=r"No layer can go on a graphics device: .* finds none") as error:
+        opened(tiny_gguf("llama"), gpu_layers=layers)
+    assert "Leave --gpu-layers out for the CPU" in error.value.hint
+
+
 def test_the_transformers_engine_refuses_llama_cpps_settings(tiny_gguf: Callable[..., Path]) -> None:
     from unspoken.engines.transformers import load as load_transformers
 

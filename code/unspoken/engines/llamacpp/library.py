@@ -133,10 +133,14 @@ class Library:
         self._said.clear()
         return said
 
+    def offloads(self) -> bool:
+        """Tell whether the library can put layers on a graphics device of this machine."""
+        return bool(self.calls.llama_supports_gpu_offload())
+
     def devices(self) -> list[str]:
         """Return the graphics devices the library can use, by description."""
         calls = self.calls
-        if not calls.llama_supports_gpu_offload() or not all(hasattr(calls, name) for name in _DEVICE_CALLS):
+        if not self.offloads() or not all(hasattr(calls, name) for name in _DEVICE_CALLS):
             return []
         for name, (result, arguments) in _DEVICE_CALLS.items():
             function = getattr(calls, name)

@@ -59,6 +59,7 @@ def open_file(library: Library, path: Path, name: str, loading: Loading, memory:
         UsageError: If a setting cannot work.
     """
     kind = ElementType.named(loading.kv_type or "f16")
+    _require_device(library, loading.gpu_layers or 0)
     model = Model(library, path, loading.gpu_layers or 0)
     try:
         described = describe(model, path, name, memory)
@@ -82,6 +83,16 @@ def open_file(library: Library, path: Path, name: str, loading: Loading, memory:
     version = f"{library.source}, {described.weights}, {kind.name}, {where}"
     precision = _precision(described, kind)
     return Opened(model, context, spec, described.template, described.between, translation, precision, version)
+
+
+def _require_device(library: Library, gpu_layers: int) -> None:
+    """Refuse what llama.cpp would pass over in silence, to run on the CPU, many times as slow."""
+    if gpu_layers and not library.offloads():
+        raise UsageError(
+            f"No layer can go on a graphics device: the llama.cpp library of {library.source} finds none.",
+            "Leave --gpu-layers out for the CPU, or build a library with CUDA (docs/llamacpp.md); unspoken doctor "
+            "tells what is found.",
+        )
 
 
 def _require_blocks(kind: ElementType, spec: ModelSpec) -> None:
