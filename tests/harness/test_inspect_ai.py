@@ -127,6 +127,8 @@ def test_every_epoch_is_drawn_anew_and_the_same_again_in_another_run() -> None:
 def test_the_wrong_columns_need_a_text_they_come_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs another text's columns"):
         PairAPI("any", engine="fake", channel="kv-deranged")
+    with pytest.raises(UsageError, match=r"'deranged:need@0\.3' needs another text's columns"):
+        PairAPI("any", engine="fake", channel="deranged:need@0.3")
     with pytest.raises(StorageError, match="cannot be read"):
         PairAPI("any", engine="fake", channel="kv-deranged", stand_in=str(tmp_path / "none.txt"))
 

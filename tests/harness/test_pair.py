@@ -70,6 +70,12 @@ def test_the_wrong_columns_come_from_another_source_or_the_one_named() -> None:
     assert reply.text == "Boris"
 
 
+def test_a_text_may_end_as_an_id_would() -> None:
+    texts = ("The pier is run by Anna. Cost: n/a", "The mill is run by Boris. Cost: n/b")
+    asks = [Ask(text, "Who runs it?") for text in texts]
+    assert len(Pair(FakeEngine(), "kv-deranged").replies(asks, Limits(20))) == 2
+
+
 def test_a_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, read = FakeEngine(), []
     prefill = engine.prefill

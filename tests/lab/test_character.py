@@ -13,10 +13,11 @@ from unspoken.channels.protocol import Reading
 from unspoken.engines.fake import FakeEngine
 from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
-from unspoken.lab.record import RunFolder
 from unspoken.lab.runner import Runner
 from unspoken.lab.tasks import build_task
 from unspoken.session import Agent, Reply
+
+from .begin import begin
 
 ITEMS = 40
 
@@ -73,7 +74,7 @@ def test_each_source_is_read_and_answered_by_agents_of_its_own(tmp_path: Path, m
 
     monkeypatch.setattr(Agent, "read", noted)
     monkeypatch.setattr(Agent, "answer", answering)
-    folder = RunFolder.open(tmp_path, experiment, {}, {})
+    folder = begin(tmp_path, experiment, {}, {})
     samples = Runner(experiment, FakeEngine(), sources).run(folder, lambda *_: None)
     assert [each.error for each in samples if each.error] == []
     assert {(each.item, each.arm) for each in samples} == {

@@ -53,6 +53,31 @@ def test_a_run_with_more_questions_is_compared_on_those_that_both_have(keep: Cal
     assert found["differs"]["items"] == [4, 8]
 
 
+def test_two_runs_are_not_judged_by_the_few_questions_they_happen_to_share(keep: Callable[..., Path]) -> None:
+    one, other = open_run(keep("left", {"kv": "1100" * 10})), open_run(keep("right", {"kv": "1110" * 10}))
+    held = list(other.arms["kv"].items())
+    for alike, paired in ((19, False), (20, True)):
+        asked = {
+            item: each if at < alike else msgspec.structs.replace(each, question=f"Another: {each.question}")
+            for at, (item, each) in enumerate(held)
+        }
+        found = compare(one, msgspec.structs.replace(other, arms={"kv": asked}))
+        assert (found["paired"], found["items"]) == (paired, 20 if paired else [40, 40])
+
+
+def test_the_spread_of_two_runs_apart_does_not_hang_on_their_seeds(keep: Callable[..., Path]) -> None:
+    one, other = (open_run(keep(side, {"kv": "1111000010" * 8})) for side in ("left", "right"))
+    asked = {item: msgspec.structs.replace(each, question="Else?") for item, each in other.arms["kv"].items()}
+    widths = []
+    for left, right in ((8, 7), (7, 7), (100, 3)):
+        found = compare(
+            msgspec.structs.replace(one, config=one.config | {"seed": left}),
+            msgspec.structs.replace(other, arms={"kv": asked}, config=other.config | {"seed": right}),
+        )["arms"]["kv"]["difference"]
+        widths.append(found["high"] - found["low"])
+    assert max(widths) < 1.15 * min(widths)
+
+
 def test_other_questions_are_compared_on_average_only(keep: Callable[..., Path]) -> None:
     left, right = keep("left", {"kv": "1100" * 10}), keep("right", {"kv": "1110" * 10})
     one, other = open_run(left), open_run(right)

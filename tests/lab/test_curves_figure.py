@@ -51,6 +51,23 @@ def test_the_receivers_part_leaves_out_the_senders_reading_and_the_answer() -> N
     assert receiver_seconds({"seconds": dict.fromkeys([*seconds, "total"])}) is None
 
 
+def test_cells_without_reading_or_that_failed_leave_gaps_and_no_error(build: Callable[..., Any]) -> None:
+    cells = {
+        "short": of_length(build, 2, 60.0),
+        "long": of_length(build, 20, 400.0),
+        "failed": of_length(build, 40, 1.0),
+    }
+    del cells["short"]["arms"]["full-text"]
+    cells["failed"]["arms"]["kv"]["tokens_skipped"] = None
+    assert [columns for columns, _ in length_cells(cells)] == [60.0, 400.0]
+    assert has_curves(cells)
+    assert "<svg" in curves_figure(cells)
+    for cell in cells.values():
+        cell["claims"] = {}
+        cell["arms"].pop("full-text", None)
+    assert "times as long" not in curves_figure(cells)
+
+
 def test_a_sweep_without_hops_or_lengths_has_no_curves(build: Callable[..., Any], hops: dict[str, Any]) -> None:
     plain = build({"none": "0000", "kv": "1111", "kv-deranged": "0000"}).metrics
     assert not has_curves({"plain": plain})

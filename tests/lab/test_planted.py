@@ -17,8 +17,9 @@ from unspoken.engines.protocol import Generation, Prompt, Turn
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.metrics import compute
 from unspoken.lab.power import power
-from unspoken.lab.record import RunFolder
 from unspoken.lab.runner import Runner, load_task
+
+from .begin import begin
 
 pytestmark = pytest.mark.timeout(900)
 RUNS, ITEMS, OPTIONS = 200, 24, 6
@@ -78,7 +79,7 @@ def found(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]
     for run in range(RUNS):
         experiment = msgspec.structs.replace(EXPERIMENT, seed=run)
         _, sources = load_task(experiment)
-        folder = RunFolder.open(tmp_path / str(run), experiment, {"model": "planted"}, {})
+        folder = begin(tmp_path / str(run), experiment, {"model": "planted"}, {})
         samples = Runner(experiment, Planted(request.param, run), sources).run(folder, lambda *_: None)
         metrics.append(compute(experiment, samples, {}))
     return metrics

@@ -19,6 +19,8 @@ from unspoken.lab.record import RunFolder, Sample, open_finished
 from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
 from unspoken.lab.study import expected, run_study
 
+from .begin import begin
+
 SMALL = Experiment(
     name="small",
     items=12,
@@ -46,7 +48,7 @@ class Killer:
 
 def _run(results: Path, experiment: Experiment, watch: Watcher, engine: FakeEngine) -> list[Sample]:
     _, sources = load_task(experiment)
-    folder = RunFolder.open(results, experiment, {"model": "fake"}, {})
+    folder = begin(results, experiment, {"model": "fake"}, {})
     return Runner(experiment, engine, sources).run(folder, watch)
 
 
@@ -174,10 +176,13 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_run_again(
     folder = _folder(tmp_path)
     before, loose = folder.samples(), folder.path / "samples.jsonl"
     loose.write_bytes(loose.read_bytes()[:-cut])
+    torn = loose.read_bytes()
     kept = folder.samples()
     assert 0 < len(kept) < len(before)
     assert kept == before[: len(kept)]
-    assert loose.read_bytes().endswith(b"\n")
+    assert loose.read_bytes() == torn, "whoever only looks changes nothing"
+    assert folder.resumed() == kept
+    assert loose.read_bytes() == torn[: torn.rfind(b"\n") + 1]
     resumed = run()
     assert len(resumed) == len({sample.cell for sample in resumed}) == len(whole)
     assert _timeless(resumed) == _timeless(whole)
@@ -200,10 +205,10 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(
 
 
 def test_another_experiment_or_identity_is_another_run(tmp_path: Path) -> None:
-    first = RunFolder.open(tmp_path, SMALL, {"model": "a"}, {"machine": "m"})
-    again = RunFolder.open(tmp_path, SMALL, {"model": "a"}, {})
-    other = RunFolder.open(tmp_path, SMALL, {"model": "b"}, {})
-    changed = RunFolder.open(tmp_path, msgspec.structs.replace(SMALL, seed=2), {"model": "a"}, {})
+    first = begin(tmp_path, SMALL, {"model": "a"}, {"machine": "m"})
+    again = begin(tmp_path, SMALL, {"model": "a"}, {})
+    other = begin(tmp_path, SMALL, {"model": "b"}, {})
+    changed = begin(tmp_path, msgspec.structs.replace(SMALL, seed=2), {"model": "a"}, {})
     assert first.path == again.path
     assert len({first.path, other.path, changed.path}) == 3
     assert first.experiment() == SMALL
@@ -297,7 +302,7 @@ def test_experiments_are_read_from_yaml_and_wrong_ones_refused(tmp_path: Path) -
 def test_a_results_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot be written"):
-        RunFolder.open(tmp_path / "file", SMALL, {}, {})
+        begin(tmp_path / "file", SMALL, {}, {})
 
 
 def test_an_unknown_arm_is_refused_before_anything_is_run(run: Callable[..., list[Sample]]) -> None:
@@ -355,6 +360,15 @@ def test_samples_packed_too_early_are_gone_on_with_and_none_is_lost(
     folder.finish(samples, {}, "")
     assert _timeless(folder.samples()) == _timeless(samples)
     assert not (folder.path / "samples.jsonl").exists()
+
+
+def test_samples_of_arms_that_the_experiment_lacks_are_told(run: Callable[..., list[Sample]], tmp_path: Path) -> None:
+    run()
+    folder = _folder(tmp_path)
+    fewer = msgspec.structs.replace(SMALL, arms=SMALL.arms[:-1])
+    (folder.path / "config.yaml").write_bytes(msgspec.yaml.encode(fewer))
+    with pytest.raises(UsageError, match=f"has samples of {SMALL.arms[-1]}, which its config.yaml lacks"):
+        rebuilt(folder.path)
 
 
 @pytest.mark.parametrize(("name", "data"), [("samples.jsonl", b'{"a": 1}\n'), ("env.json", b"")])

@@ -16,10 +16,12 @@ from unspoken.channels.protocol import Reading, Request
 from unspoken.engines.fake import FakeEngine
 from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
-from unspoken.lab.record import RunFolder, Sample
+from unspoken.lab.record import Sample
 from unspoken.lab.runner import Runner, Watcher, load_task, task_hash
 from unspoken.lab.tasks.protocol import Item, Measure, Source
 from unspoken.session import Agent
+
+from .begin import begin
 
 NAMES = ("Anna", "Bruno", "Clara", "Dario", "Edith", "Felix", "Greta", "Henri")
 HALVES = Experiment(
@@ -53,7 +55,7 @@ def _runner(experiment: Experiment = HALVES, sources: tuple[Source, ...] | None 
 
 
 def _run(runner: Runner, tmp_path: Path, watch: Watcher = lambda *_: None) -> list[Sample]:
-    return runner.run(RunFolder.open(tmp_path, runner.experiment, {}, {}), watch)
+    return runner.run(begin(tmp_path, runner.experiment, {}, {}), watch)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def handoff(
     from unspoken.errors import UsageError
 
     lengths = [part.strip() for part in tokens.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in lengths):
+    if not all(part.isdecimal() and int(part) > 0 for part in lengths):
         raise UsageError(f"--tokens is '{tokens}'.", "Give lengths of 1 or more, separated by commas: 256,800.")
     loaded, gate = opened(model, engine, loading)
     from unspoken.bench.handoff import measure, table

@@ -16,6 +16,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from unspoken.engines.protocol import Limits
 from unspoken.errors import StorageError, UsageError
 from unspoken.harness.pair import ANSWER, SPLIT, Ask, Cut, Pair, load_pair
+from unspoken.lab.arms import needs_donor
 from unspoken.session import Reply
 
 NEW_TOKENS = 64
@@ -60,7 +61,7 @@ class PairAPI(ModelAPI):  # type: ignore[misc]  # Inspect is not read for types.
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self._cut = Cut(split, answer)
-        if channel.endswith("-deranged") and stand_in is None and pair is None:
+        if needs_donor(channel) and stand_in is None and pair is None:
             raise UsageError(
                 f"Inspect asks one question at a time, and '{channel}' needs another text's columns.",
                 "Name a file with a text of about the same length: -M stand_in=other.txt.",

@@ -150,7 +150,10 @@ class Pair:
             return {}
         if self._stand_in is not None:
             return dict.fromkeys(lengths, self._stand_in)
-        return derangement(lengths)
+        # By number: the end of an id can name a state of mind, and a text may end in anything.
+        texts = {f"{at:09}": source for at, source in enumerate(sorted(lengths))}
+        found = derangement({name: lengths[source] for name, source in texts.items()})
+        return {texts[name]: texts[other] for name, other in found.items()}
 
     def _answer(self, asks: Sequence[Ask], limits: Limits, donors: dict[str, str]) -> tuple[Reply, ...]:
         readings = {ask.source: (self._read(ask.source),) for ask in asks}

@@ -143,7 +143,7 @@ class Cluster:
         _require_same([identity(each) for each, _ in planned])
         env |= {"machine": env["machine"] | {"workers": len(self._workers)}}
         folder = begin(identity(env), env)
-        samples = folder.samples()
+        samples = folder.resumed()
         done = frozenset(sample.cell for sample in samples)
         total = sum(map(len, plan))
         watch(len(samples), total, "")
@@ -202,8 +202,7 @@ def _sound(answer: Any) -> Any:
 
 def _require_same(found: Sequence[Mapping[str, Any]]) -> None:
     first = found[0]
-    # The gate's last digits may differ between machines; that it was passed is known.
-    differing = {name for each in found for name in first if name != "gate" and each[name] != first[name]}
+    differing = {name for each in found for name in first if each[name] != first[name]}
     if differing:
         raise UsageError(
             f"The workers do not have the same {', '.join(sorted(differing))}.",

@@ -1,7 +1,8 @@
 """Two runs side by side: what differs in how they were made, and in what came of them, arm by arm.
 
-Where both asked the same questions, the comparison is made question by question. Where they did not, the two averages
-are compared, each with the spread between its own texts, which takes many more questions to see the same difference.
+Where at least half of the questions are the same, the comparison is made question by question, over those. Where they
+are not, the two averages are compared, each with the spread between its own texts, which takes many more questions to
+see the same difference.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def compare(left: Run, right: Run) -> dict[str, Any]:
             "Compare runs of one kind.",
         )
     shared = _shared(left, right, common)
-    alike = len(shared) >= FEWEST
+    alike = len(shared) >= max(FEWEST, min(len(_items(left)), len(_items(right))) / 2)
     arms = {arm: (_alike if alike else _apart)(left, right, arm, shared) for arm in common}
     if alike:
         adjusted = holm({arm: of["p"] for arm, of in arms.items()})
@@ -123,8 +124,8 @@ def _apart(left: Run, right: Run, arm: str, _: list[str]) -> dict[str, Any]:
     means, draws = [], []
     for number, run in enumerate((left, right)):
         rows = list(run.arms[arm].values())
-        # Another seed for each: the two have no source in common, and their draws must not go together.
-        bootstrap = ClusterBootstrap([sample.source for sample in rows], int(run.config["seed"]) + number)
+        # Another seed for each: the two are apart, and their draws must not go together, whatever their own seeds.
+        bootstrap = ClusterBootstrap([sample.source for sample in rows], (int(run.config["seed"]), number))
         means.append(float(np.mean([sample.judged for sample in rows])))
         draws.append(bootstrap.means([sample.judged for sample in rows]))
     moved: Interval = spread(means[1] - means[0], draws[1] - draws[0])

@@ -48,11 +48,13 @@ def estimates(plan: Experiment | Sweep, results: Path) -> tuple[Estimate, ...]:
 def _estimate(name: str, cell: Cell, results: Path) -> Estimate:
     known = Estimate(cell.key, cell.experiment.items, len(cell.experiment.arms))
     for path in sorted(results.glob(f"{name}-pilot/*/cells/{cell.folder}"), reverse=True):
+        if not (path / "metrics.json").exists():
+            continue
         try:
             small, samples, _ = RunFolder(path).contents()
         except UsageError:
             continue  # Damaged: an older one may do.
-        if (path / "metrics.json").exists() and set(small.arms) >= set(cell.experiment.arms) and samples:
+        if set(small.arms) >= set(cell.experiment.arms) and samples:
             seconds = _scaled(cell.experiment, samples)
             return msgspec.structs.replace(known, seconds=seconds, pilot=str(path.relative_to(results)))
     return known

@@ -10,7 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from unspoken.errors import StorageError
+from unspoken.spec import fingerprint
 
 
 @contextmanager
@@ -27,6 +30,24 @@ def writable(folder: Path) -> Iterator[None]:
             f"The folder {folder} cannot be written: {error.strerror}.",
             "Make room, or choose another with --results; started again, a run goes on where it was.",
         ) from error
+
+
+def opened(parent: Path, same: object) -> Path:
+    """Return the newest unfinished run in a folder that was begun with the same, or the folder of a new one.
+
+    Args:
+        parent: The experiment's folder below the results.
+        same: What makes two runs one, as JSON can hold it.
+
+    Raises:
+        StorageError: If the folder cannot be written.
+    """
+    short = fingerprint(json.dumps(same, sort_keys=True))[:8]
+    with writable(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        # Two processes that begin the same at once have to find one folder.
+        with FileLock(parent / ".lock"):
+            return unfinished(parent, short) or new_folder(parent, short)
 
 
 def unfinished(parent: Path, short: str) -> Path | None:

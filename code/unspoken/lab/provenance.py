@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -41,17 +42,21 @@ def packages() -> dict[str, str]:
 
 
 def revision() -> dict[str, str]:
-    """Return the commit of the code and a hash of what differs from it; empty outside a checkout."""
+    """Return the commit of the code and a hash of what differs from it, new files too; empty outside a checkout."""
     root = Path(__file__).resolve().parent
+    if not _git(root, "ls-files", "--", Path(__file__).name):  # Somebody else's checkout, with this installed in it.
+        return {"commit": "", "dirty_diff": ""}
     watched = [f":/{name}" for name in ("code", "pyproject.toml", "constraints.txt")]
     commit = _git(root, "rev-parse", "HEAD").strip()
+    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *watched).split("\0")
     dirty = _git(root, "diff", "HEAD", "--", *watched)
+    dirty += "".join(each + (root / each).read_text(encoding="utf-8", errors="replace") for each in new if each)
     return {"commit": commit, "dirty_diff": hashlib.sha256(dirty.encode()).hexdigest()[:16] if dirty else ""}
 
 
 def command_line() -> str:
-    """Return the command as the user typed it."""
-    return " ".join(["unspoken", *sys.argv[1:]])
+    """Return the command, quoted so that it can be given again."""
+    return shlex.join(["unspoken", *sys.argv[1:]])
 
 
 def _git(root: Path, *args: str) -> str:

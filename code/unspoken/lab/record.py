@@ -26,9 +26,8 @@ from filelock import FileLock, Timeout
 
 from unspoken.errors import UsageError
 from unspoken.lab.experiment import Experiment
-from unspoken.lab.folders import new_folder, unfinished, writable, write, write_json
+from unspoken.lab.folders import opened, writable, write, write_json
 from unspoken.lab.provenance import command_line
-from unspoken.spec import fingerprint
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -101,38 +100,27 @@ class RunFolder:
         self.path = path
 
     @staticmethod
-    def open(results: Path, experiment: Experiment, identity: Mapping[str, Any], env: Mapping[str, Any]) -> RunFolder:
-        """Return the unfinished run of the same experiment, or a new one, with one start more on record.
+    def found(results: Path, experiment: Experiment, identity: Mapping[str, Any]) -> RunFolder:
+        """Return the unfinished run of the same experiment, as it was left, or a new and empty one.
 
         Args:
             results: The results folder.
             experiment: As it will be run.
             identity: What else must be the same to go on with a run: model, code, versions.
-            env: What is recorded about this machine and start.
 
         Raises:
             StorageError: If the folder cannot be written.
         """
-        return RunFolder.start(RunFolder.found(results, experiment, identity).path, experiment, env)
-
-    @staticmethod
-    def found(results: Path, experiment: Experiment, identity: Mapping[str, Any]) -> RunFolder:
-        """Return the unfinished run of the same experiment, as it was left, or a new and empty one.
-
-        Raises:
-            StorageError: If the folder cannot be written.
-        """
-        short = fingerprint(json.dumps([msgspec.to_builtins(experiment), identity], sort_keys=True))[:8]
-        parent = results / experiment.name
-        with writable(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            # Two processes that begin the same experiment at once have to find one folder.
-            with FileLock(parent / ".lock"):
-                return RunFolder(unfinished(parent, short) or new_folder(parent, short))
+        return RunFolder(opened(results / experiment.name, [msgspec.to_builtins(experiment), identity]))
 
     @staticmethod
     def start(path: Path, experiment: Experiment, env: Mapping[str, Any]) -> RunFolder:
         """Return the run folder at an existing path, with one start more on record.
+
+        Args:
+            path: Where it is.
+            experiment: As it will be run.
+            env: What is recorded about this machine and start.
 
         Raises:
             StorageError: If the folder cannot be written.
@@ -180,9 +168,7 @@ class RunFolder:
             return msgspec.yaml.decode((self.path / "config.yaml").read_bytes(), type=Experiment)
 
     def samples(self) -> list[Sample]:
-        """Return every sample so far.
-
-        A line that a kill cut short is dropped from the file: its cell will be run again.
+        """Return every sample so far; nothing is changed, and a line that is not whole is passed over.
 
         Raises:
             UsageError: If they cannot be read.
@@ -192,13 +178,38 @@ class RunFolder:
             there = {sample.cell for sample in held}
             return held + [sample for sample in self._loose() if sample.cell not in there]
 
+    def resumed(self) -> list[Sample]:
+        """Return every sample so far, for whoever goes on with the run and holds it alone.
+
+        A line that a kill cut short is dropped from the file: its cell will be run again.
+
+        Raises:
+            UsageError: If they cannot be read.
+            StorageError: If the file cannot be written.
+        """
+        loose = self.path / "samples.jsonl"
+        with self._sound():
+            data = loose.read_bytes() if loose.exists() else b""
+        whole = _whole_lines(data)
+        if whole != data:
+            with writable(self.path):
+                write(loose, whole)
+        return self.samples()
+
     def contents(self) -> Contents:
         """Return experiment, samples and record.
 
         Raises:
-            UsageError: If one of them cannot be read.
+            UsageError: If one of them cannot be read, or they do not belong together.
         """
-        return Contents(self.experiment(), self.samples(), self.env())
+        held = Contents(self.experiment(), self.samples(), self.env())
+        strange = {sample.arm for sample in held.samples} - set(held.experiment.arms)
+        if strange:
+            raise UsageError(
+                f"The run in {self.path} has samples of {', '.join(sorted(strange))}, which its config.yaml lacks.",
+                "Restore config.yaml.",
+            )
+        return held
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Add samples in one write.
@@ -236,13 +247,7 @@ class RunFolder:
 
     def _loose(self) -> list[Sample]:
         loose = self.path / "samples.jsonl"
-        if not loose.exists():
-            return []
-        data = loose.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write(loose, whole)
-        return _decoded(whole.splitlines())
+        return _decoded(_whole_lines(loose.read_bytes()).splitlines()) if loose.exists() else []
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -271,6 +276,10 @@ def open_finished(path: Path) -> RunFolder:
     if not all((path / name).exists() for name in ("config.yaml", "env.json")):
         raise UsageError(f"{path} is no run folder: it lacks config.yaml or env.json.", "Give a folder below results/.")
     return folder
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
 
 
 def _decoded(lines: Iterable[bytes]) -> list[Sample]:

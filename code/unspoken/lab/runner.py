@@ -37,7 +37,7 @@ class Watcher(Protocol):
     """Told how far a run is."""
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Called after each cell, and once at the start."""
+        """Called after each arm of a batch, and once at the start."""
         ...
 
 
@@ -160,7 +160,7 @@ class Runner:
             folder: Where samples go, arm by arm.
             watch: Told how far it is.
         """
-        samples = folder.samples()
+        samples = folder.resumed()
         done = {sample.cell for sample in samples}
         batches = self.batches()
         total, finished = sum(len(batch.asked) for batch in batches), len(samples)

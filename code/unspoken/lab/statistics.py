@@ -38,7 +38,7 @@ class ClusterBootstrap:
         clusters: How many there are.
     """
 
-    def __init__(self, clusters: Sequence[str], seed: int, draws: int = DRAWS) -> None:
+    def __init__(self, clusters: Sequence[str], seed: int | Sequence[int], draws: int = DRAWS) -> None:
         names = sorted(set(clusters))
         self._index = np.array([names.index(cluster) for cluster in clusters])
         self.clusters = len(names)

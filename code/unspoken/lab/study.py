@@ -23,8 +23,11 @@ from unspoken.lab.runner import Runner, Watcher, check, load_task, task_hash
 from unspoken.lab.tasks.protocol import Source, Task
 from unspoken.spec import fingerprint
 
-IDENTITY = ("model", "task", "prompts", "packages", "revision", "gate")
-"""What must be the same, besides the experiment, to go on with a run."""
+IDENTITY = ("model", "task", "prompts", "packages", "revision")
+"""What must be the same, besides the experiment, to go on with a run.
+
+That the gate was passed is known; its last digits may differ from one machine to the next.
+"""
 
 Begin = Callable[[dict[str, Any], dict[str, Any]], record.RunFolder]
 

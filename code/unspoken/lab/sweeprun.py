@@ -26,13 +26,10 @@ from unspoken.lab.arms import needs_donor
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.report import render_sweep
 from unspoken.lab.runner import Watcher, check, load_task
-from unspoken.lab.study import Here, Host
+from unspoken.lab.study import IDENTITY, Here, Host
 from unspoken.lab.sweep import Cell, Sweep, sweep_of
-from unspoken.spec import fingerprint
 
-# The gate is measured anew where nothing remembers it, and its last digits may then differ; that it passed is known.
 DOZEN = 12
-SAME = ("model", "task", "prompts", "packages", "revision")
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,10 @@ class SweepFolder:
             StorageError: If the folder cannot be written.
         """
         same = {"packages": provenance.packages(), "revision": provenance.revision()}
-        short = fingerprint(json.dumps([sweep.encoded().decode(), same], sort_keys=True))[:8]
-        parent = results / sweep.name
-        with folders.writable(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            # Two processes that begin the same sweep at once have to find one folder.
-            with FileLock(parent / ".lock"):
-                folder = SweepFolder(folders.unfinished(parent, short) or folders.new_folder(parent, short), sweep)
-                folders.write(folder.path / "config.yaml", sweep.encoded())
-                record.write_env(folder.path, {"machine": provenance.machine(), **same})
+        folder = SweepFolder(folders.opened(results / sweep.name, [sweep.encoded().decode(), same]), sweep)
+        with folders.writable(folder.path), folder.lock("begin"):
+            folders.write(folder.path / "config.yaml", sweep.encoded())
+            record.write_env(folder.path, {"machine": provenance.machine(), **same})
         return folder
 
     def cell(self, cell: Cell) -> Path:
@@ -88,8 +80,7 @@ class SweepFolder:
         """Return what `metrics.json` of each finished cell holds, by the cell's key.
 
         Raises:
-            OSError: If one cannot be read.
-            ValueError: If one is damaged.
+            UsageError: If one cannot be read, or is damaged.
         """
         return {cell.key: _metrics(self.cell(cell)) for cell in self.sweep.cells if self.finished(cell)}
 
@@ -119,7 +110,7 @@ class SweepFolder:
 
     def _require_same(self, cell: Cell, earlier: dict[str, Any], identity: dict[str, Any]) -> None:
         now = json.loads(json.dumps(identity))
-        differing = [name for name in SAME if earlier.get(name) != now[name]]
+        differing = [name for name in IDENTITY if earlier.get(name) != now[name]]
         if differing:
             raise UsageError(
                 f"The cell {cell.key} in {self.cell(cell)} was begun with another {' and '.join(differing)}.",
@@ -249,7 +240,12 @@ def _model(cell: Cell) -> tuple[object, ...]:
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"The metrics of the cell in {path} are damaged: {error}.", f"Make them again: unspoken report {path}."
+        ) from error
     return found
 
 

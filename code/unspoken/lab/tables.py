@@ -209,8 +209,8 @@ def _cells(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
         "skipped": _plain(of.get("tokens_skipped"), 1),
         "first": Cell(seconds(of.get("seconds_first_token")), of.get("seconds_first_token")),
         "total": Cell(seconds(of.get("seconds_total")), of.get("seconds_total")),
-        "pgr": Cell(_whole_percent(gap.get("mean")), gap.get("mean")),
-        "pgr_interval": _with_interval(gap, _whole_percent),
+        "pgr": Cell(whole_percent(gap.get("mean")), gap.get("mean")),
+        "pgr_interval": _with_interval(gap, whole_percent),
         "vs_kv": Cell(f"{points(versus['mean'])}{star}", versus["mean"]),
         "vs_kv_interval": _with_interval(versus, percent, points),
         "p": Cell(probability(p), p),
@@ -229,7 +229,7 @@ def _worth(arm: str, of: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
         "score": _with_interval(rate(of), percent),
         "bytes_share": Cell(shown, share),
         "gain_interval": _with_interval(gain, percent, points),
-        "gain_share": _with_interval(gain.get("share_of_kv_gain", {}), _whole_percent),
+        "gain_share": _with_interval(gain.get("share_of_kv_gain", {}), whole_percent),
     }
 
 
@@ -238,7 +238,8 @@ def _with_interval(interval: Mapping[str, Any], shown: Shown, middle: Shown | No
     return Cell((middle or shown)(mean) + bracket(interval, shown), mean)
 
 
-def _whole_percent(value: Number | None) -> str:
+def whole_percent(value: Number | None) -> str:
+    """Return a share in whole per cent, without the sign of it."""
     return MISSING if value is None else f"{_unsigned(100 * value, 0):.0f}"
 
 

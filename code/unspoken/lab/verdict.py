@@ -9,11 +9,10 @@ import msgspec
 
 from unspoken.lab.experiment import POWERED_ITEMS
 from unspoken.lab.metrics import CLAIMED_GAIN, CLAIMED_SPEED, EQUAL_MARGIN
-from unspoken.lab.tables import Number, bracket, percent, points, probability, rate
+from unspoken.lab.tables import SIGNIFICANT, Number, bracket, percent, points, probability, rate, whole_percent
 
 Answer = Literal["yes", "no", "not shown", "not asked"]
 Standing = Literal["holds", "not shown", "does not hold", "not measured"]
-SIGNIFICANT = 0.05
 # A bootstrap over fewer clusters than about this gives intervals that are too narrow.
 ENOUGH_SOURCES = 30
 # One ratio has no spread: its interval would be a point.
@@ -166,7 +165,7 @@ def _closeness(metrics: Mapping[str, Any]) -> str:
             if metrics.get("twins")
             else f"How close the cache comes to reading cannot be told: reading is not shown to help ({rates})."
         )
-    kept = f"Of what reading the text itself adds, the cache gives {100 * gap['mean']:.0f} %"
+    kept = f"Of what reading the text itself adds, the cache gives {whole_percent(gap['mean'])} %"
     return f"{kept}{_share_range(gap)}{_equality(metrics.get(f'{_short(metrics)}_equals_full_text', {}))}."
 
 
@@ -245,7 +244,7 @@ def _pilot(metrics: Mapping[str, Any]) -> str:
     about = f" about {metrics['sources']} texts" if "sources" in metrics else ""
     return (
         f"This is a pilot: it asked {metrics.get('items', 'few')} {_counted(metrics)}{about}, and telling a difference "
-        f"of 5 points takes {POWERED_ITEMS}."
+        f"of 5 points takes about {POWERED_ITEMS}."
     )
 
 
@@ -313,7 +312,7 @@ def _range(interval: Mapping[str, Any]) -> str:
 
 def _share_range(interval: Mapping[str, Any]) -> str:
     low, high = interval.get("low"), interval.get("high")
-    return "" if low is None or high is None else f" (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+    return "" if low is None or high is None else f" (95 % interval {whole_percent(low)} to {whole_percent(high)})"
 
 
 def _times(value: Number | None) -> str:

@@ -154,11 +154,8 @@ def _opened(training: Training, results: Path, pair: Pair, taught: Sequence[Less
     """Return the run folder: the unfinished one of the same training, models and code, or a new one."""
     told = json.dumps([msgspec.to_builtins(each) for each in (training, pair)] + [[each.text for each in taught]])
     env = {"machine": provenance.machine(), "packages": provenance.packages(), "revision": provenance.revision()}
-    short = fingerprint(told + env["revision"]["commit"] + env["revision"]["dirty_diff"])[:8]
-    parent = results / EXPERIMENT
-    with folders.writable(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = folders.unfinished(parent, short) or folders.new_folder(parent, short)
+    folder = folders.opened(results / EXPERIMENT, [told, env["revision"]])
+    with folders.writable(folder):
         folders.write(folder / "config.yaml", msgspec.yaml.encode(training))
         record.write_env(folder, env | {"pair": msgspec.to_builtins(pair), "lessons": fingerprint(told)})
     return folder

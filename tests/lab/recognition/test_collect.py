@@ -16,7 +16,7 @@ from unspoken.errors import UsageError
 from unspoken.identity.cohort import read_tokens
 from unspoken.identity.features import pooled
 from unspoken.identity.projection import deviation
-from unspoken.lab.recognition.collect import FEATURES, WINDOW, Collector
+from unspoken.lab.recognition.collect import FEATURES, WINDOW, Collector, check
 from unspoken.lab.recognition.people import WAYS, People, Texts, cut, told
 from unspoken.lab.recognition.plan import RecognitionPlan, load_recognition
 from unspoken.transforms.rope import RemoveRope
@@ -157,6 +157,14 @@ class TestPlan:
         found = load_recognition(Path("experiments/identity.yaml"))
         assert found == RecognitionPlan(data="data/local/xquad-en-dev.jsonl")
         assert not found.pilot
+
+    def test_what_cannot_be_run_to_its_end_is_refused_before_it_begins(self, plan: RecognitionPlan) -> None:
+        check(RecognitionPlan())
+        with pytest.raises(UsageError, match="int9"):
+            check(msgspec.structs.replace(plan, conditions=("card", "kv+int9")))
+        with pytest.raises(UsageError, match="topics for 10 of enrolment, the study asks for 11"):
+            check(msgspec.structs.replace(plan, conditions=("card", "self-written"), enrolment_texts=11))
+        check(msgspec.structs.replace(plan, conditions=("card",), enrolment_texts=11))
 
     def test_a_small_study_is_a_pilot(self, plan: RecognitionPlan) -> None:
         assert plan.pilot

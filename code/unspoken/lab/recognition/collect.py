@@ -19,16 +19,18 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from unspoken.channels.names import build_channel
 from unspoken.engines.protocol import Engine
+from unspoken.errors import UsageError
 from unspoken.identity.cards import Persona
 from unspoken.identity.cohort import Cohort, read_tokens
 from unspoken.identity.features import places, pooled, pooled_windows
 from unspoken.identity.projection import deviation
 from unspoken.lab import folders, provenance
-from unspoken.lab.recognition.handing import Handed, handed, read_all
+from unspoken.lab.recognition.handing import OTHER_ENGINES, Handed, handed, read_all
 from unspoken.lab.recognition.people import WAYS, Mind, People, Texts, dealt, told
 from unspoken.lab.recognition.plan import RecognitionPlan
 from unspoken.lab.recognition.writing import TOPICS, written
@@ -40,6 +42,27 @@ FEATURES, REVISIONS = "features", "revisions.json"
 # Columns of a window in which a splice is looked for.
 WINDOW = 16
 INSTANCES, OWN_TEXTS = 3, 3
+TESTED_TOPICS = 2 * OWN_TEXTS
+BY_AGENTS = ("mimicry", "self-written", "two-hops")
+"""Conditions that are neither a way of telling, nor an engine, nor a channel."""
+
+
+def check(plan: RecognitionPlan) -> None:
+    """Refuse a study that cannot be run to its end, before a model is loaded.
+
+    Raises:
+        UsageError: If a condition is none, or there are too few topics for what agents write themselves.
+    """
+    for condition in plan.conditions:
+        if condition not in (*WAYS, *OTHER_ENGINES, *BY_AGENTS):
+            build_channel(condition)
+    most = len(TOPICS) - TESTED_TOPICS
+    if "self-written" in plan.conditions and plan.enrolment_texts > most:
+        raise UsageError(
+            f"For texts that agents write themselves there are topics for {most} of enrolment, the study asks for "
+            f"{plan.enrolment_texts}.",
+            "Ask for fewer enrolment_texts, or leave the condition `self-written` out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -156,9 +179,7 @@ class Collector:
         path = self.path(job.group, job.name)
         with folders.writable(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            save_file({name: tensor.contiguous() for name, tensor in job.make().items()}, part)
-            part.rename(path)
+            folders.write(path, save({name: tensor.contiguous() for name, tensor in job.make().items()}))
 
     def _developed(self, persona: Persona, way: str) -> dict[str, Tensor]:
         what = f"recognition/{self.plan.seed}/{persona.name}/{way}"
@@ -184,7 +205,7 @@ class Collector:
             system = persona.mimicry(self.people.test[(at + 1) % len(self.people.test)])
             return self._apart(read_all(Mind(persona.name, self.engine, system), self.texts.test))
         if condition == "self-written":
-            topics = [*range(self.plan.enrolment_texts), *range(-OWN_TEXTS * 2, 0)]
+            topics = [*range(self.plan.enrolment_texts), *range(-TESTED_TOPICS, 0)]
             return self._own(persona, topics, self.plan.seed + 1000 * at)
         return self._apart(handed(persona, condition, self.engine, self.texts.test, self.other))
 

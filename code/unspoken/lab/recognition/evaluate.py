@@ -19,7 +19,7 @@ from unspoken.identity.learning import learn
 from unspoken.identity.metrics import cllr, eer, min_cllr, min_dcf
 from unspoken.lab import folders, record
 from unspoken.lab.recognition.baselines import baselines
-from unspoken.lab.recognition.collect import Collector
+from unspoken.lab.recognition.collect import Collector, check
 from unspoken.lab.recognition.folder import open_folder
 from unspoken.lab.recognition.intervals import bootstrap, enough_errors
 from unspoken.lab.recognition.mapping import map_of
@@ -59,20 +59,22 @@ def run_recognition(plan: RecognitionPlan, results: Path, watch: Watcher) -> Stu
         watch: Told how far it is.
 
     Raises:
-        UnspokenError: If the model cannot be used, a condition cannot be met, or the folder cannot be written.
+        UnspokenError: If the model cannot be used, a condition cannot be met, another process is at the study, or the
+            folder cannot be written.
     """
+    check(plan)
     engine, gate = load_gated(plan.model, plan.engine, plan.loading)
     task = {"name": "recognition", "version": "1"}
-    folder = open_folder(results, plan, environment(engine, gate, task))
-    collector = Collector(plan, engine, folder, _Others(plan.model, {}))
-    collector.run(collector.jobs(), watch)
-    cohort = tuple(persona.card for persona in collector.people.cohort)
-    background = learn(engine.spec, cohort, collector.developed(), watch=watch)
-    background.write(folder / BACKGROUND)
-    measured = Measured(collector, background)
-    scores, facts = score(measured, watch)
-    write_scores(folder, scores, facts)
-    return close_recognition(folder, plan, watch)
+    with open_folder(results, plan, environment(engine, gate, task)) as folder:
+        collector = Collector(plan, engine, folder, _Others(plan.model, {}))
+        collector.run(collector.jobs(), watch)
+        cohort = tuple(persona.card for persona in collector.people.cohort)
+        background = learn(engine.spec, cohort, collector.developed(), watch=watch)
+        background.write(folder / BACKGROUND)
+        measured = Measured(collector, background)
+        scores, facts = score(measured, watch)
+        write_scores(folder, scores, facts)
+        return close_recognition(folder, plan, watch)
 
 
 def score(measured: Measured, watch: Watcher) -> tuple[dict[str, Scores], dict[str, Any]]:
@@ -91,7 +93,7 @@ def score(measured: Measured, watch: Watcher) -> tuple[dict[str, Scores], dict[s
         "spliced": spliced.shares(),
         "enrolment": _by_enrolment(measured),
         "layers": _by_layer(measured, "card"),
-        "layers_reworded": _by_layer(measured, "reworded"),
+        **({"layers_reworded": _by_layer(measured, "reworded")} if "reworded" in plan.conditions else {}),
         "map": map_of(measured),
         "background": {
             "error_rates": info.error_rates,

@@ -12,24 +12,23 @@ results/<name>/<UTC time>-<short id>/
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock
 
 from unspoken.lab import folders, record
 from unspoken.lab.recognition.plan import RecognitionPlan
-from unspoken.spec import fingerprint
 
 SAME = ("model", "engine", "packages")
 """What must be the same, besides the study, to go on with a run; see `features/revisions.json` for the code."""
 
 
-def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) -> Path:
-    """Return the unfinished run of the same study, or a new one.
+@contextmanager
+def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) -> Iterator[Path]:
+    """Hold the unfinished run of the same study, or a new one, alone.
 
     Args:
         results: The results folder.
@@ -38,14 +37,12 @@ def open_folder(results: Path, plan: RecognitionPlan, env: Mapping[str, Any]) ->
 
     Raises:
         StorageError: If the folder cannot be written.
+        UsageError: If another process is at it.
     """
     same = [msgspec.to_builtins(plan), {key: env[key] for key in SAME}]
-    short = fingerprint(json.dumps(same, sort_keys=True))[:8]
-    parent = results / plan.name
-    with folders.writable(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / ".lock"):
-            path = folders.unfinished(parent, short) or folders.new_folder(parent, short)
-        folders.write(path / "config.yaml", msgspec.yaml.encode(plan))
-        record.write_env(path, env)
-    return path
+    path = folders.opened(results / plan.name, same)
+    with record.RunFolder(path).alone():
+        with folders.writable(path):
+            folders.write(path / "config.yaml", msgspec.yaml.encode(plan))
+            record.write_env(path, env)
+        yield path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +13,7 @@ from unspoken.lab.columns import Column
 from unspoken.lab.received import received
 from unspoken.lab.recognition.intervals import ENOUGH_ERRORS
 from unspoken.lab.tables import MISSING, Cell, Number, bracket, github
+from unspoken.lab.verdict import listed
 
 Kind = Literal["told", "handed", "null"]
 Standing = Literal["met", "missed", "open"]
@@ -248,9 +249,9 @@ def _nulls(nulls: Mapping[str, Mapping[str, Any]]) -> Finding | None:
     said = [f"{name} {error_rate(of['eer'])} %{bracket(of, error_rate)}" for name, of in nulls.items()]
     wrong = [text for text, of in zip(said, nulls.values(), strict=True) if not holds(of)]
     if not wrong:
-        text = f"Where there is nothing to see, nothing is seen: chance, 50 %, lies in every interval ({_listed(said)})"
+        text = f"Where there is nothing to see, nothing is seen: chance, 50 %, lies in every interval ({listed(said)})"
         return Finding(f"{text}: met.", "met")
-    text = f"Where there is nothing to see, the rate should be chance, 50 %, and it is not: {_listed(wrong)}: missed"
+    text = f"Where there is nothing to see, the rate should be chance, 50 %, and it is not: {listed(wrong)}: missed"
     return Finding(f"{text}; until that is explained, no other figure here counts.", "missed")
 
 
@@ -278,7 +279,7 @@ def _few(metrics: Mapping[str, Any]) -> Finding | None:
     few = [name for name, of in metrics.get("conditions", {}).items() if name in asked and mark(of)]
     if not few:
         return None
-    text = f"Fewer than {ENOUGH_ERRORS} errors were seen with {_listed(few)}: such a rate is small, but how small"
+    text = f"Fewer than {ENOUGH_ERRORS} errors were seen with {listed(few)}: such a rate is small, but how small"
     return Finding(f"{text} is not known well, and the most it can be is the figure to quote.", "open")
 
 
@@ -290,7 +291,7 @@ def _unmeasured(metrics: Mapping[str, Any]) -> Finding | None:
         missing.append("another engine")
     if not metrics.get("nulls"):
         missing.append("controls with nothing to see, without which no rate proves anything")
-    return Finding(f"Not measured: {_listed(missing)}.", "open") if missing else None
+    return Finding(f"Not measured: {listed(missing)}.", "open") if missing else None
 
 
 def _pilot(metrics: Mapping[str, Any]) -> Finding | None:
@@ -323,7 +324,3 @@ def _faultless(of: Mapping[str, Any]) -> bool:
 
 def _word(met: bool) -> Literal["met", "missed"]:
     return "met" if met else "missed"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

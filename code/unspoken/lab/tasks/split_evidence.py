@@ -105,7 +105,7 @@ class SplitEvidence:
     measure: Measure = "options"
 
     def __post_init__(self) -> None:
-        if not str(self.amount).isdigit() or not 2 <= int(self.amount) <= MOST_SENDERS:
+        if not str(self.amount).isdecimal() or not 2 <= int(self.amount) <= MOST_SENDERS:
             raise UsageError(
                 f"Evidence cannot be split among '{self.amount}' senders.",
                 f"Write split-evidence@2 to split-evidence@{MOST_SENDERS}.",
