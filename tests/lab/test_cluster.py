@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from unspoken.errors import ModelNotFound, UsageError, WorkersLost
-from unspoken.lab import cluster
+from unspoken.lab import cluster, study
 from unspoken.lab.experiment import Experiment
 from unspoken.lab.record import RunFolder, open_finished
 from unspoken.lab.study import run_study
@@ -145,7 +145,9 @@ def test_more_workers_than_processors_are_not_waited_for(monkeypatch: pytest.Mon
 
 
 def test_workers_of_different_kinds_do_not_run_one_experiment() -> None:
-    same = {"model": "a", "revision": "1", "gate": 0.1}
-    cluster._require_same([same, same | {"gate": 0.2}])
+    env = dict.fromkeys(study.IDENTITY, "a") | {"gate": 0.1, "machine": "one"}
+    same = study.identity(env)
+    # The gate's last digits may differ between machines.
+    cluster._require_same([same, study.identity(env | {"gate": 0.2, "machine": "two"})])
     with pytest.raises(UsageError, match="do not have the same revision"):
         cluster._require_same([same, same | {"revision": "2"}])
