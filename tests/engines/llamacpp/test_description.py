@@ -255,10 +255,9 @@ def test_settings_that_cannot_work_are_refused(libllama: Library, tiny_gguf: Cal
 
 @pytest.mark.parametrize("layers", [-1, 1])
 def test_layers_for_a_device_that_is_not_there_are_refused(
-    tiny_gguf: Callable[..., Path], libllama: Library, layers: int
+    tiny_gguf: Callable[..., Path], libllama: Library, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if libllama.offloads():
-        pytest.skip("this library has a graphics device")
+    monkeypatch.setattr(libllama.calls, "llama_supports_gpu_offload", lambda: False)  # Also where there is one.
     with pytest.raises(UsageError, match=r"No layer can go on a graphics device: .* finds none") as error:
         opened(tiny_gguf("llama"), gpu_layers=layers)
     assert "Leave --gpu-layers out for the CPU" in error.value.hint
